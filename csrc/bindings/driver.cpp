@@ -1,0 +1,198 @@
+#include "bindings/driver.h"
+
+#include <dlfcn.h>
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+
+#include "bindings/driver_abi.h"
+
+namespace mla_fp8::cuda {
+namespace {
+
+using abi::Driver;
+using abi::Handle;
+using abi::Result;
+
+constexpr int kCapabilityMajor = 9, kCapabilityMinor = 0;  // sm_90a code runs nowhere else
+
+Driver resolve_driver(const char* op) {
+  void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) fail(op, std::string("the CUDA driver must be installed, got ") + dlerror());
+  using GetProcAddress = Result (*)(const char*, void**, int, uint64_t, int*);
+  const auto get = reinterpret_cast<GetProcAddress>(dlsym(library, "cuGetProcAddress_v2"));
+  if (get == nullptr) fail(op, "the CUDA driver must support CUDA 12.0 or later, got one without cuGetProcAddress_v2");
+
+  Driver driver{};
+  const auto find = [&](const char* symbol, void** function) {
+    if (get(symbol, function, abi::kDriverVersion, 0, nullptr) != abi::kSuccess || *function == nullptr) {
+      fail(op, std::string("the CUDA driver must support CUDA 12.0 or later, got one without ") + symbol);
+    }
+  };
+#define MLA_FP8_FIND(member, symbol, ...) find(#symbol, reinterpret_cast<void**>(&driver.member));
+  MLA_FP8_DRIVER_FUNCTIONS(MLA_FP8_FIND)
+#undef MLA_FP8_FIND
+  return driver;
+}
+
+struct DeviceState {
+  DeviceProperties properties;
+  abi::Ordinal ordinal;
+  Handle primary;  // retained, never released: kernels stay loaded
+};
+
+std::mutex mutex;  // guards writes to devices
+std::atomic<const DeviceState*> devices[kMaxDevices];
+
+const DeviceState& device_state(const char* op, const Driver& driver, int index) {
+  if (index < 0 || index >= kMaxDevices) {
+    fail(op, "device index must be from 0 to " + std::to_string(kMaxDevices - 1) + ", got " + std::to_string(index));
+  }
+  if (const DeviceState* known = devices[index].load(std::memory_order_acquire)) return *known;
+
+  auto state = std::make_unique<DeviceState>();
+  check(op, driver, driver.device_get(&state->ordinal, index), "cuDeviceGet");
+  const auto attribute = [&](int which) {
+    int value = 0;
+    check(op, driver, driver.device_get_attribute(&value, which, state->ordinal), "cuDeviceGetAttribute");
+    return value;
+  };
+  DeviceProperties& properties = state->properties;
+  check(op, driver, driver.device_get_name(properties.name, sizeof properties.name, state->ordinal), "cuDeviceGetName");
+  properties.capability_major = attribute(abi::kComputeCapabilityMajor);
+  properties.capability_minor = attribute(abi::kComputeCapabilityMinor);
+  properties.limits.num_sms = attribute(abi::kMultiprocessorCount);
+  properties.limits.smem_bytes_per_cta = attribute(abi::kMaxSharedMemoryPerBlockOptin);
+  properties.limits.smem_bytes_per_sm = attribute(abi::kMaxSharedMemoryPerMultiprocessor);
+  properties.limits.smem_bytes_reserved = attribute(abi::kReservedSharedMemoryPerBlock);
+  properties.limits.threads_per_sm = attribute(abi::kMaxThreadsPerMultiprocessor);
+  properties.limits.registers_per_sm = attribute(abi::kMaxRegistersPerMultiprocessor);
+  properties.limits.ctas_per_sm = attribute(abi::kMaxBlocksPerMultiprocessor);
+  properties.limits.l2_bytes = attribute(abi::kL2CacheSize);
+  if (properties.capability_major != kCapabilityMajor || properties.capability_minor != kCapabilityMinor) {
+    fail(op, "device must have compute capability 9.0 (H100, H200), got " +
+                 std::to_string(properties.capability_major) + "." + std::to_string(properties.capability_minor) +
+                 " (" + properties.name + ")");
+  }
+  check(op, driver, driver.primary_ctx_retain(&state->primary, state->ordinal), "cuDevicePrimaryCtxRetain");
+
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (const DeviceState* known = devices[index].load(std::memory_order_acquire)) return *known;
+  devices[index].store(state.get(), std::memory_order_release);
+  return *state.release();
+}
+
+}  // namespace
+
+void fail(const char* op, const std::string& reason) { throw std::runtime_error(op + (": " + reason)); }
+
+void check(const char* op, const Driver& driver, Result result, const std::string& what) {
+  if (result == abi::kSuccess) return;
+  const char* name = nullptr;
+  const char* text = nullptr;
+  driver.get_error_name(result, &name);
+  driver.get_error_string(result, &text);
+  fail(op, what + " failed: " + (name ? name : "CUresult " + std::to_string(result)) +
+               (text ? std::string(" (") + text + ")" : ""));
+}
+
+const Driver& driver_for(const char* op) {
+  static const Driver driver = [op] {
+    Driver resolved = resolve_driver(op);
+    check(op, resolved, resolved.init(0), "cuInit");
+    return resolved;
+  }();
+  return driver;
+}
+
+CurrentDevice::CurrentDevice(const char* op, int device_index) : op_(op), index_(device_index) {
+  const Driver& driver = driver_for(op);
+  const DeviceState& state = device_state(op, driver, device_index);
+  properties_ = &state.properties;
+  abi::Ordinal current = -1;
+  const Result result = driver.ctx_get_device(&current);
+  if (result == abi::kErrorInvalidContext) {  // this thread has none: give it one for good, as the CUDA runtime would
+    check(op, driver, driver.ctx_set_current(state.primary), "cuCtxSetCurrent");
+  } else {
+    check(op, driver, result, "cuCtxGetDevice");
+    if (current != state.ordinal) {
+      check(op, driver, driver.ctx_push_current(state.primary), "cuCtxPushCurrent");
+      pushed_ = true;
+    }
+  }
+}
+
+CurrentDevice::~CurrentDevice() {
+  Handle popped = nullptr;
+  if (pushed_) driver_for(op_).ctx_pop_current(&popped);
+}
+
+void CurrentDevice::load(const Tile& tile, void* stream) const {
+  find_kernel(op_, index_, device_state(op_, driver_for(op_), index_).ordinal, tile, stream);
+}
+
+void CurrentDevice::launch(const Config& config, const void* params, void* stream) const {
+  if (config.grid_x == 0) return;
+  const Driver& driver = driver_for(op_);
+  const Tile& tile = *config.tile;
+  const Handle kernel = find_kernel(op_, index_, device_state(op_, driver, index_).ordinal, tile, stream);
+
+  abi::LaunchAttribute dependent{abi::kLaunchProgrammaticStreamSerialization, {}, {}};
+  dependent.value.programmatic_stream_serialization_allowed = 1;
+  const abi::LaunchConfig launch{static_cast<unsigned>(config.grid_x),
+                                 1,
+                                 1,
+                                 static_cast<unsigned>(tile.threads),
+                                 1,
+                                 1,
+                                 static_cast<unsigned>(tile.smem_bytes),
+                                 stream,
+                                 &dependent,
+                                 1};
+  void* arguments[] = {const_cast<void*>(params)};
+  const Result result = driver.launch_kernel_ex(&launch, kernel, arguments, nullptr);
+  if (result != abi::kSuccess) {
+    check(op_, driver, result,
+          std::string("launch of ") + tile.symbol + " with " + std::to_string(config.grid_x) + " CTAs of " +
+              std::to_string(tile.threads) + " threads and " + std::to_string(tile.smem_bytes) + " bytes");
+  }
+}
+
+void encode_tensor_map(const char* op, const char* tensor, const TensorMapSpec& spec, TensorMap* map) {
+  const Driver& driver = driver_for(op);
+  constexpr uint64_t kStrideStep = 16;
+  constexpr uint32_t kElementStrides[kMaxTensorMapRank] = {1, 1, 1, 1, 1};
+  uint64_t strides[kMaxTensorMapRank];
+  strides[0] = kStrideStep;
+  for (int i = 1; i < spec.rank; ++i) strides[i] = spec.dims[i] == 1 ? strides[i - 1] : spec.strides_bytes[i];
+  const Result result =
+      driver.tensor_map_encode_tiled(map, static_cast<uint32_t>(spec.type), static_cast<uint32_t>(spec.rank),
+                                     spec.address, spec.dims, strides + 1, spec.box, kElementStrides, /*interleave=*/0,
+                                     static_cast<uint32_t>(spec.swizzle), abi::kL2Promotion256Bytes, /*oob_fill=*/0);
+  if (result == abi::kSuccess) return;
+  std::string what = std::string("the tensor map of ") + tensor + " (dims, byte strides, box)";
+  for (int i = 0; i < spec.rank; ++i) {
+    what += " [" + std::to_string(spec.dims[i]) + ", " + (i == 0 ? "-" : std::to_string(strides[i])) + ", " +
+            std::to_string(spec.box[i]) + "]";
+  }
+  check(op, driver, result, what);
+}
+
+void* current_stream(int device_index) {
+  using GetStream = int32_t (*)(int32_t, void**);
+  static const GetStream get_stream = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
+    void* symbol = library == nullptr ? nullptr : dlsym(library, "aoti_torch_get_current_cuda_stream");
+    if (symbol == nullptr)
+      throw std::runtime_error("mla_fp8: torch must have CUDA (libtorch_cuda.so), got one without");
+    return reinterpret_cast<GetStream>(symbol);
+  }();
+  void* stream = nullptr;
+  if (get_stream(device_index, &stream) != 0) throw std::runtime_error("mla_fp8: torch gave no current CUDA stream");
+  return stream;
+}
+
+}  // namespace mla_fp8::cuda

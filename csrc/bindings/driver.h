@@ -1,0 +1,82 @@
+// The CUDA driver, resolved from libcuda.so.1 at first use: the library links no CUDA library and loads without a GPU.
+// Every failure is a std::runtime_error that starts with the op's name and ends with the driver's own words.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+
+#include "config/config.h"
+#include "kernels/types.h"
+
+namespace mla_fp8::cuda {
+
+inline constexpr int kMaxDevices = 64;
+
+struct DeviceProperties {
+  Device limits;  // for select_config
+  int capability_major, capability_minor;
+  char name[128];
+};
+
+// Makes a device's context current while it lives, and refuses devices that the kernels do not run on. Every launcher
+// begins with one.
+class CurrentDevice {
+ public:
+  CurrentDevice(const char* op, int device_index);
+  ~CurrentDevice();
+  CurrentDevice(const CurrentDevice&) = delete;
+  CurrentDevice& operator=(const CurrentDevice&) = delete;
+
+  const DeviceProperties& properties() const { return *properties_; }
+  const Device& limits() const { return properties_->limits; }
+
+  // Launches the config's kernel with `params` as its only argument, or nothing where grid_x is 0. It may start before
+  // its predecessor in the stream has finished (programmatic dependent launch): every kernel waits by
+  // griddepcontrol.wait. Loads the kernel at its first use on this device, also inside stream capture.
+  void launch(const Config& config, const void* params, void* stream) const;
+
+  // Only loads the kernel. `stream` tells whether a capture is under way.
+  void load(const Tile& tile, void* stream) const;
+
+ private:
+  const char* op_;
+  int index_;
+  const DeviceProperties* properties_;
+  bool pushed_ = false;
+};
+
+enum class TensorMapType : uint32_t {
+  kU8 = 0,
+  kFp16 = 6,
+  kFp32 = 7,
+  kBf16 = 9
+};  // as CUtensorMapDataType; e4m3 is kU8
+enum class Swizzle : uint32_t { kNone = 0, k32Bytes = 1, k64Bytes = 2, k128Bytes = 3 };  // as CUtensorMapSwizzle
+
+inline constexpr int kMaxTensorMapRank = 5;
+
+// A tiled tensor map. Dim 0 is contiguous. Elements out of bounds read as zero and are not written.
+struct TensorMapSpec {
+  TensorMapType type;
+  int rank;                                   // 1 to 5
+  const void* address;                        // 16-byte aligned
+  uint64_t dims[kMaxTensorMapRank];           // elements, each >= 1
+  uint64_t strides_bytes[kMaxTensorMapRank];  // multiples of 16; entry 0 is not read, nor those of dims of extent 1
+  uint32_t box[kMaxTensorMapRank];            // elements, each <= 256
+  Swizzle swizzle = Swizzle::kNone;
+};
+
+// `tensor` names it in the error. A few hundred ns; needs no current context.
+void encode_tensor_map(const char* op, const char* tensor, const TensorMapSpec& spec, TensorMap* map);
+
+// The greatest power of 2, at most 16, that divides every value: pointers and byte strides (0 for dims of extent 1).
+inline int common_alignment(std::initializer_list<uint64_t> values) {
+  uint64_t bits = 16;
+  for (const uint64_t value : values) bits |= value;
+  return static_cast<int>(bits & -bits);
+}
+
+// The stream that torch has current on this device in this thread; null is the legacy default stream.
+void* current_stream(int device_index);
+
+}  // namespace mla_fp8::cuda

@@ -1,0 +1,147 @@
+#include "bindings/images.h"
+
+#include <atomic>
+#include <cstdio>
+#include <exception>
+#include <iterator>
+#include <map>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+
+#include "bindings/driver.h"
+#include "bindings/driver_abi.h"
+
+namespace mla_fp8 {
+namespace {
+
+constexpr size_t kErrorBytes = 8192;  // a compiler's log
+std::atomic<mla_fp8_image_loader> image_loader{nullptr};
+
+}  // namespace
+
+Image load_image(const char* op, const char* name, int device_index) {
+  const mla_fp8_image_loader loader = image_loader.load(std::memory_order_acquire);
+  if (loader == nullptr) {
+    cuda::fail(
+        op,
+        std::string("the kernels of ") + name +
+            " must be compiled, got a library built without nvcc: build it with nvcc 13 on the PATH, or call it from "
+            "Python with `pip install mla_fp8[cuda]`, which compiles them at first use");
+  }
+  Image image{name, nullptr, 0};
+  std::string error(kErrorBytes, '\0');
+  const int result = loader(name, device_index, &image.data, &image.size, error.data(), error.size());
+  if (result != 0 || image.data == nullptr) cuda::fail(op, error.c_str());
+  return image;
+}
+
+namespace cuda {
+namespace {
+
+// Kernels are found without a lock, added under it, and never removed: a captured graph may hold them.
+std::atomic<abi::Handle> kernels[kMaxDevices][std::size(kTiles)];
+std::mutex mutex;
+
+struct Library {
+  abi::Handle handle = nullptr;
+  bool refused = false;  // the driver did not take the embedded image
+};
+
+std::map<std::string, Library>& libraries() {
+  static auto* const map = new std::map<std::string, Library>;  // outlives static destruction
+  return *map;
+}
+
+// Loading is not a stream operation: in a capture's thread it is allowed once the thread says so.
+class RelaxedCapture {
+ public:
+  explicit RelaxedCapture(const abi::Driver& driver) : driver_(driver) { driver_.exchange_capture_mode(&mode_); }
+  ~RelaxedCapture() { driver_.exchange_capture_mode(&mode_); }
+  RelaxedCapture(const RelaxedCapture&) = delete;
+  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+
+ private:
+  const abi::Driver& driver_;
+  int mode_ = abi::kCaptureModeRelaxed;
+};
+
+bool is_refusal(abi::Result result) {
+  return result == abi::kErrorInvalidImage || result == abi::kErrorNoBinaryForGpu || result == abi::kErrorInvalidPtx ||
+         result == abi::kErrorJitCompilerNotFound || result == abi::kErrorUnsupportedPtxVersion;
+}
+
+// Makes `kernel` ready to launch in the current context. `library` is made from `image` unless it is there already.
+abi::Result load_kernel(const abi::Driver& driver, const void* image, const Tile& tile, abi::Ordinal device,
+                        abi::Handle* library, abi::Handle* kernel) {
+  if (*library == nullptr) {
+    const abi::Result result = driver.library_load_data(library, image, nullptr, nullptr, 0, nullptr, nullptr, 0);
+    if (result != abi::kSuccess) return result;
+  }
+  abi::Result result = driver.library_get_kernel(kernel, *library, tile.symbol);
+  if (result == abi::kSuccess && tile.smem_bytes > 0) {
+    result = driver.kernel_set_attribute(abi::kFunctionMaxDynamicSharedSizeBytes, tile.smem_bytes, *kernel, device);
+  }
+  abi::Handle function =
+      nullptr;  // asking for it loads the library into the context, which would else wait for the launch
+  return result == abi::kSuccess ? driver.kernel_get_function(&function, *kernel) : result;
+}
+
+}  // namespace
+
+abi::Handle find_kernel(const char* op, int device_index, abi::Ordinal device, const Tile& tile, abi::Handle stream) {
+  std::atomic<abi::Handle>& slot = kernels[device_index][&tile - kTiles];
+  if (const abi::Handle kernel = slot.load(std::memory_order_acquire)) return kernel;
+
+  const abi::Driver& driver = driver_for(op);
+  const char* image_name = op_name(tile.op);
+  const Image* embedded = find_embedded_image(image_name);
+  const RelaxedCapture relaxed(driver);
+  Image made{};
+  for (;;) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex);
+      if (const abi::Handle kernel = slot.load(std::memory_order_acquire)) return kernel;
+      Library& library = libraries()[image_name];
+      const bool use_embedded = embedded != nullptr && !library.refused;
+      if (library.handle != nullptr || use_embedded || made.data != nullptr) {
+        abi::Handle kernel = nullptr;
+        const void* image = use_embedded ? embedded->data : made.data;
+        const abi::Result result = load_kernel(driver, image, tile, device, &library.handle, &kernel);
+        if (result == abi::kSuccess) {
+          slot.store(kernel, std::memory_order_release);
+          return kernel;
+        }
+        if (!use_embedded || !is_refusal(result)) check(op, driver, result, std::string("loading ") + tile.symbol);
+        library = {nullptr, true};
+      }
+    }
+    int capturing = abi::kCaptureNone;
+    const abi::Result known = driver.stream_is_capturing(stream, &capturing);
+    if (capturing != abi::kCaptureNone || known == abi::kErrorStreamCaptureImplicit) {
+      fail(op, std::string("kernel ") + tile.symbol +
+                   " must be compiled before a stream capture, got its first call inside "
+                   "one: call mla_fp8.jit.warm_up() or the op itself before the capture");
+    }
+    made = load_image(op, image_name, device_index);  // without the lock: the loader may need Python's
+  }
+}
+
+}  // namespace cuda
+}  // namespace mla_fp8
+
+void mla_fp8_set_image_loader(mla_fp8_image_loader loader) {
+  mla_fp8::image_loader.store(loader, std::memory_order_release);
+}
+
+int mla_fp8_warm_up(int device_index, char* error, size_t error_size) {
+  try {
+    for (const mla_fp8::Tile& tile : mla_fp8::kTiles) {
+      mla_fp8::cuda::CurrentDevice(mla_fp8::op_name(tile.op), device_index).load(tile, nullptr);
+    }
+    return 0;
+  } catch (const std::exception& e) {
+    std::snprintf(error, error_size, "%s", e.what());
+    return 1;
+  }
+}

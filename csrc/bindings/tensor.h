@@ -1,0 +1,55 @@
+// What the checks and kernels need of a tensor, read once through LibTorch's stable C interface.
+#pragma once
+
+#include <torch/csrc/stable/tensor_struct.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+
+#include "args.h"
+
+namespace mla_fp8 {
+
+// Borrows a tensor: valid while that tensor lives. Strides are in elements.
+struct View {
+  AtenTensorHandle handle = nullptr;  // null: an optional argument that was not given
+  void* data = nullptr;
+  const int64_t* sizes = nullptr;
+  const int64_t* strides = nullptr;
+  int64_t dim = 0;
+  Dtype dtype = Dtype::kOther;
+  int32_t torch_dtype = 0, device_type = 0, device_index = 0;
+
+  explicit operator bool() const { return handle != nullptr; }
+  bool is_cuda() const;
+  bool same_device(const View& other) const {
+    return device_type == other.device_type && device_index == other.device_index;
+  }
+  int64_t numel() const;
+};
+
+View view_of(const torch::stable::Tensor& tensor);
+
+int64_t bytes_per_element(Dtype dtype);
+std::string name_of(Dtype dtype);
+std::string name_of(const View& view);  // of its dtype
+std::string device_of(const View& view);
+
+// An uninitialized tensor on the device of `like`.
+torch::stable::Tensor empty_strided(const View& like, Dtype dtype, std::initializer_list<int64_t> sizes,
+                                    std::initializer_list<int64_t> strides);
+
+// The same with the strides that torch calls contiguous.
+torch::stable::Tensor empty(const View& like, Dtype dtype, std::initializer_list<int64_t> sizes);
+
+// Whether autograd would record an operation on it. The stable interface has no getter: an alias of a tensor that
+// requires a gradient is no leaf. To be called in grad mode only.
+bool requires_grad(const View& view);
+
+bool grad_mode_is_enabled();
+
+// Runs on PyTorch's intra-op threads.
+void parallel_for(int64_t count, int64_t grain, void (*body)(int64_t begin, int64_t end, void* context), void* context);
+
+}  // namespace mla_fp8

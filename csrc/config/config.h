@@ -1,0 +1,99 @@
+// select_config: which compiled tile runs a problem, on what grid. Pure, total over supported problems, memoised.
+//
+// A candidate is a line of the compiled-tile table (tiles.h). For each the cost model (cost.h) says whether it can run
+// and how long it should take; the least modelled time wins, then the wider access, the smaller shared memory, the earlier line.
+// Nothing here needs torch or CUDA.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "config/tiles.h"  // Op, Tile, kTiles
+
+namespace mla_fp8 {
+
+inline constexpr int64_t kExtentStep = 128;  // n and k come in scale groups
+inline constexpr int64_t kMaxExtent = 16384;  // of n and k
+inline constexpr int64_t kMaxRows = 2147483647;  // of s and heads
+inline constexpr int64_t kMaxPaddedRows = int64_t{1} << 32;  // of m
+inline constexpr int64_t kMaxTokens = int64_t{1} << 48;  // of rows * heads; keeps every product in int64
+inline constexpr int64_t kMaxPe = 256;
+inline constexpr int64_t kPeStep = 16;
+inline constexpr int64_t kMaxGridX = 2147483647;  // CUDA's limit of gridDim.x
+
+struct Problem {
+  Op op = Op::kAbsorbQ;
+  int64_t s = 0;  // rows a head: S, or m for bmm
+  int64_t heads = 1;  // H, or B for bmm
+  int64_t n = kExtentStep;  // columns of the product: R for absorb_q, V for v_up; quantize_q_nope ignores it
+  int64_t k = kExtentStep;  // columns of the activations: D for absorb_q, R for v_up
+  int64_t pe = 0;  // rope columns appended by absorb_q
+  int64_t m = 0;  // rows that quantize_q_nope writes, zero padding included; 0 means s
+  int in_bytes = 2;  // an activation element: 2, or 1 for bmm
+  int out_bytes = 2;  // an output element: 2 or 1
+  int align_bytes = 16;  // greatest power of 2 <= 16 that divides every pointer and stride but the weights', in bytes
+};
+
+// Limits and speeds; the defaults are an H100 SXM's. Speeds only rank candidates.
+struct Device {
+  int num_sms = 132;
+  int smem_bytes_per_cta = 232448;  // opt-in maximum: 227 KiB
+  int smem_bytes_per_sm = 233472;  // 228 KiB
+  int smem_bytes_reserved = 1024;  // taken by the system from each CTA
+  int threads_per_sm = 2048;
+  int registers_per_sm = 65536;
+  int ctas_per_sm = 32;
+  double dram_gbps = 3000;
+  double l2_gbps = 5500;
+  double sm_gbps = 100;  // what one SM can draw from L2
+  double l2_bytes = 50e6;
+  double mma_tflops = 1400;  // FP8, dense, sustained
+  double launch_us = 1.3;  // an empty kernel on an H100, as measured
+  double latency_us = 0.8;  // first byte asked for until it is in shared memory, under load
+};
+
+// All that a launcher needs: symbol, threads and smem_bytes are the tile's. grid_x = 0 means: launch nothing.
+struct Config {
+  const Tile* tile = nullptr;
+  int64_t grid_x = 0;  // CTAs; gridDim.y and gridDim.z are 1
+  int64_t tiles = 0;  // row tiles x heads x column tiles; a CTA takes tiles blockIdx.x, + gridDim.x, ...
+  int64_t waves = 0;  // tiles one after another: ceil(grid_x / CTAs resident at once) * ceil(tiles / grid_x)
+  int ctas_per_sm = 0;
+  double modelled_bytes = 0;  // from and to DRAM
+  double modelled_us = 0;
+};
+
+// What modelled_us is made of (cost.h). The largest is what bounds the tile.
+struct Cost {
+  double dram_us = 0, l2_us = 0, sm_us = 0, mma_us = 0;
+};
+
+struct Candidate {
+  Config config;
+  Cost cost;
+  bool kept = false;
+  std::string reason;  // why it was dropped; empty if kept
+};
+
+const char* op_name(Op op);
+
+// Every rule that the problem or the device breaks, with its value; empty if they are supported.
+std::string broken_rules(const Problem& problem, const Device& device);
+
+// Throws std::invalid_argument, naming op, extents, device limits and every reason. A repeated problem
+// is answered from a bounded memo of the calling thread.
+Config select_config(const Problem& problem, const Device& device = {});
+
+// Every tile of the op in table order. Throws only if the problem itself is unsupported.
+std::vector<Candidate> candidates(const Problem& problem, const Device& device = {});
+
+// True if `a` is to be preferred to `b`: the one total order that selection uses.
+bool better(const Config& a, const Config& b);
+
+bool operator==(const Problem& a, const Problem& b);
+bool operator==(const Device& a, const Device& b);
+std::string describe(const Problem& problem);
+std::string describe(const Device& device);
+
+}  // namespace mla_fp8

@@ -1,0 +1,188 @@
+#include "config/cost.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace mla_fp8 {
+namespace {
+
+constexpr double kBytesPerUsPerGbps = 1e3;  // 1 GB/s = 1000 bytes a µs
+constexpr double kFlopsPerUsPerTflops = 1e6;
+constexpr double kScaleBytes = 4;           // fp32
+constexpr int kVectorBytes = 16;            // a thread's widest access, and TMA's
+constexpr int kMaxThreads = 1024;           // of a CTA
+constexpr int kLoadsInFlight = 8;           // of a thread: 32 registers of 16-byte loads
+
+constexpr int least_align_bytes(Op op) { return op == Op::kBmm ? 1 : 2; }  // what the least aligned problem has
+
+constexpr bool is_sane(const Tile& tile) {
+  return tile.m >= 1 && tile.n >= kExtentStep && tile.n % kExtentStep == 0 && tile.threads >= 1 &&
+         tile.threads <= kMaxThreads && tile.stages >= (tile.op == Op::kQuantizeQNope ? 0 : 1) &&
+         tile.smem_bytes >= 0 && tile.align_bytes >= 1 && tile.align_bytes <= kVectorBytes && tile.regs >= 0;
+}
+
+constexpr bool fits_smem(const Tile& tile, const Device& d) {
+  return tile.smem_bytes <= d.smem_bytes_per_cta && tile.smem_bytes + d.smem_bytes_reserved <= d.smem_bytes_per_sm;
+}
+constexpr bool fits_threads(const Tile& tile, const Device& d) { return tile.threads <= d.threads_per_sm; }
+constexpr bool fits_registers(const Tile& tile, const Device& d) {
+  return tile.regs * tile.threads <= d.registers_per_sm;
+}
+
+constexpr bool every_line_is_sane() {
+  for (const Tile& tile : kTiles) {
+    if (!is_sane(tile)) return false;
+  }
+  return true;
+}
+
+// Is there a tile that takes every supported problem of this op and output on a Hopper GPU?
+constexpr bool is_total(Op op, int out_bytes) {
+  for (const Tile& tile : kTiles) {
+    const bool any_extent = tile.k == 0 && tile.n == kExtentStep;
+    const bool any_output = tile.out_bytes == 0 || tile.out_bytes == out_bytes;
+    const bool any_alignment = tile.align_bytes <= least_align_bytes(op);
+    const bool fits = fits_smem(tile, Device{}) && fits_threads(tile, Device{}) && fits_registers(tile, Device{});
+    if (tile.op == op && any_extent && any_output && any_alignment && fits) return true;
+  }
+  return false;
+}
+
+static_assert(every_line_is_sane(), "a line of tiles.h has a size that no launch can have");
+static_assert(is_total(Op::kQuantizeQNope, 1) && is_total(Op::kBmm, 2) && is_total(Op::kAbsorbQ, 2) &&
+                  is_total(Op::kAbsorbQ, 1) && is_total(Op::kVUp, 2) && is_total(Op::kVUp, 1),
+              "an op needs a tile of 128 columns that takes every k and unaligned activations");
+
+int64_t columns_of(const Problem& p) { return p.op == Op::kQuantizeQNope ? p.k : p.n; }
+
+int64_t column_tiles(const Tile& tile, const Problem& p) { return columns_of(p) / tile.n; }
+
+// Bytes that the problem itself has, each counted once.
+struct Operands {
+  double activations, weights, output;
+};
+
+Operands operands(const Problem& p) {
+  const double rows = static_cast<double>(p.s) * p.heads;
+  const double group_scales = rows * p.k / kExtentStep * kScaleBytes;
+  if (p.op == Op::kQuantizeQNope) {
+    const double rows_out = static_cast<double>(rows_covered(p)) * p.heads;
+    return {rows * p.k * p.in_bytes, 0, rows_out * p.k * (1 + kScaleBytes / kExtentStep)};
+  }
+  const double weights = static_cast<double>(p.heads) * p.n * p.k;
+  return {rows * (p.k + p.pe) * p.in_bytes + (p.op == Op::kBmm ? group_scales : 0),
+          weights * (1 + kScaleBytes / (kExtentStep * kExtentStep)), rows * (p.n + p.pe) * p.out_bytes};
+}
+
+unsigned find_drops(const Tile& tile, const Problem& p, const Device& d) {
+  unsigned drops = 0;
+  if (!fits_smem(tile, d)) drops |= kDropSmem;
+  if (!fits_threads(tile, d)) drops |= kDropThreads;
+  if (!fits_registers(tile, d)) drops |= kDropRegisters;
+  if (tile.align_bytes > p.align_bytes) drops |= kDropAlignment;
+  if (tile.k != 0 && tile.k != p.k) drops |= kDropK;
+  if (columns_of(p) % tile.n != 0) drops |= kDropN;
+  if (tile.out_bytes != 0 && tile.out_bytes != p.out_bytes) drops |= kDropOutput;
+  return drops;
+}
+
+int ctas_per_sm(const Tile& tile, const Device& d) {
+  int ctas = std::min(d.ctas_per_sm, d.threads_per_sm / tile.threads);
+  if (tile.smem_bytes > 0) ctas = std::min(ctas, d.smem_bytes_per_sm / (tile.smem_bytes + d.smem_bytes_reserved));
+  if (tile.regs > 0) ctas = std::min(ctas, d.registers_per_sm / (tile.regs * tile.threads));
+  return ctas;
+}
+
+// Tile, CTAs an SM, grid and waves.
+Config lay_out(const Tile& tile, const Problem& p, const Device& d) {
+  Config config;
+  config.tile = &tile;
+  config.ctas_per_sm = ctas_per_sm(tile, d);
+  const int64_t row_tiles = ceil_div(rows_covered(p), tile.m);
+  const int64_t columns = p.heads * column_tiles(tile, p);
+  const int64_t resident = std::min(kMaxGridX, static_cast<int64_t>(d.num_sms) * config.ctas_per_sm);
+  config.tiles = row_tiles * columns;
+  if (config.tiles == 0) return config;
+  config.grid_x = tile.persistent ? columns * std::min(row_tiles, std::max<int64_t>(1, resident / columns))
+                                  : std::min(config.tiles, kMaxGridX);
+  config.waves = ceil_div(config.grid_x, resident) * ceil_div(config.tiles, config.grid_x);
+  return config;
+}
+
+bool keeps_weights(const Tile& tile, const Problem& p) {
+  return tile.persistent && tile.n / kExtentStep * (p.k / kExtentStep) <= tile.stages;
+}
+
+// Fills in modelled_bytes and modelled_us of a non-empty grid.
+Cost add_cost(Config& config, const Problem& p, const Device& d) {
+  const Tile& tile = *config.tile;
+  const Operands bytes = operands(p);
+  const double tiles = static_cast<double>(config.tiles);
+  const double tiles_per_cta = static_cast<double>(ceil_div(config.tiles, config.grid_x));
+  const double cta_weights = bytes.weights / (static_cast<double>(p.heads) * column_tiles(tile, p));  // of one column
+  const double weight_reads = keeps_weights(tile, p) ? 1 : tiles_per_cta;
+  const double read_at_once =
+      cta_weights * std::min<double>(config.grid_x, static_cast<double>(d.num_sms) * config.ctas_per_sm);
+  const double dram_weight_reads = std::min(read_at_once, bytes.weights) > d.l2_bytes ? weight_reads : 1;
+  config.modelled_bytes = bytes.activations + bytes.weights * dram_weight_reads + bytes.output;
+
+  const double activations_read = bytes.activations * column_tiles(tile, p);
+  const double l2_bytes = activations_read + cta_weights * weight_reads * config.grid_x + bytes.output;
+
+  const double sm_ctas = static_cast<double>(ceil_div(config.grid_x, d.num_sms));
+  const double at_once = std::min<double>(sm_ctas, config.ctas_per_sm);
+  const auto draw_us = [&](double sm_bytes, double cta_bytes_in_flight) {
+    const double latency_bound = at_once * cta_bytes_in_flight / d.latency_us;
+    return sm_bytes == 0 ? 0 : sm_bytes / std::min(d.sm_gbps * kBytesPerUsPerGbps, latency_bound);
+  };
+  const double loads = static_cast<double>(tile.threads) * kLoadsInFlight * std::min(tile.align_bytes, kVectorBytes);
+  const double sm_us =
+      draw_us(sm_ctas * cta_weights * weight_reads, std::min<double>(tile.smem_bytes, cta_weights)) +
+      draw_us(sm_ctas * tiles_per_cta * activations_read / tiles, std::min(loads, activations_read / tiles)) +
+      sm_ctas * tiles_per_cta * bytes.output / tiles / (d.sm_gbps * kBytesPerUsPerGbps);
+
+  const double tile_flops = p.op == Op::kQuantizeQNope ? 0 : 2.0 * tile.m * tile.n * p.k;
+  const double mma_us = sm_ctas * tiles_per_cta * tile_flops * d.num_sms / (d.mma_tflops * kFlopsPerUsPerTflops);
+  const double dram_us = config.modelled_bytes / (d.dram_gbps * kBytesPerUsPerGbps);
+  const double l2_us = l2_bytes / (d.l2_gbps * kBytesPerUsPerGbps);
+  config.modelled_us =
+      d.launch_us + d.latency_us + std::sqrt(dram_us * dram_us + l2_us * l2_us + sm_us * sm_us + mma_us * mma_us);
+  return {dram_us, l2_us, sm_us, mma_us};
+}
+
+}  // namespace
+
+Evaluation evaluate(const Tile& tile, const Problem& problem, const Device& device) {
+  Evaluation result;
+  result.config.tile = &tile;
+  result.drops = find_drops(tile, problem, device);
+  if (result.drops != 0) return result;
+  result.config = lay_out(tile, problem, device);
+  if (result.config.grid_x != 0) result.cost = add_cost(result.config, problem, device);
+  return result;
+}
+
+std::string drop_reason(unsigned drops, const Tile& tile, const Problem& p, const Device& d) {
+  std::string reason;
+  const auto text = [](int64_t value) { return std::to_string(value); };
+  const auto add = [&](unsigned bit, const std::string& clause) {
+    if ((drops & bit) == 0) return;
+    reason += (reason.empty() ? "" : "; ") + clause;
+  };
+  if (drops == 0) return reason;
+  add(kDropSmem, "needs " + text(tile.smem_bytes) + " bytes of shared memory, the device has " +
+                     text(d.smem_bytes_per_cta) + " a CTA and " + text(d.smem_bytes_per_sm) + " an SM, of which " +
+                     text(d.smem_bytes_reserved) + " a CTA are reserved");
+  add(kDropThreads, "needs " + text(tile.threads) + " threads, an SM has " + text(d.threads_per_sm));
+  add(kDropRegisters,
+      "needs " + text(tile.threads) + " x " + text(tile.regs) + " registers, an SM has " + text(d.registers_per_sm));
+  add(kDropAlignment, "needs pointers and strides aligned to " + text(tile.align_bytes) +
+                          " bytes, these are aligned to " + text(p.align_bytes));
+  add(kDropK, "takes k = " + text(tile.k) + " only, k is " + text(p.k));
+  add(kDropN, "makes " + text(tile.n) + " columns at a time, which do not divide " + text(columns_of(p)));
+  add(kDropOutput,
+      "writes " + text(tile.out_bytes) + "-byte elements, the output has " + text(p.out_bytes) + "-byte ones");
+  return reason;
+}
+
+}  // namespace mla_fp8

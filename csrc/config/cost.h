@@ -1,0 +1,49 @@
+// What one tile costs on one problem: whether it fits, its grid, bytes and time.
+//
+// Grid, as tiles.h lays it down. columns = heads * column tiles; resident = SMs * CTAs an SM.
+//   persistent: columns * min(row tiles, max(1, resident / columns)) CTAs, each one column, walking down the rows;
+//   else one CTA a tile, as far as gridDim.x goes.
+//
+// Time. A CTA keeps its weights if the stages hold them all, else it reads them again for each of its tiles.
+//   dram = activations, weights and output once; weights again where CTAs read them again and L2 cannot hold them
+//   l2   = every byte into or out of an SM: activations once a column tile, weights once a CTA or once a tile
+//   sm   = the bytes of the busiest SM, which has ceil(grid / SMs) CTAs of ceil(tiles / grid) tiles: a partial last wave
+//          costs a whole tile. An SM draws sm_gbps, or less where too few bytes are in flight (Little's law)
+//   mma  = the busiest SM's multiply-adds, rows and columns outside the problem included
+//   us   = launch + latency + sqrt(dram^2 + l2^2 + sm^2 + mma^2): the four overlap, but not wholly
+#pragma once
+
+#include <string>
+
+#include "config/config.h"
+
+namespace mla_fp8 {
+
+// Why a tile cannot run a problem. A tile can have several of them.
+enum Drop : unsigned {
+  kDropSmem = 1u << 0,
+  kDropThreads = 1u << 1,
+  kDropRegisters = 1u << 2,
+  kDropAlignment = 1u << 3,
+  kDropK = 1u << 4,
+  kDropN = 1u << 5,
+  kDropOutput = 1u << 6,
+};
+
+struct Evaluation {
+  Config config;  // more than the tile is set only if drops == 0
+  Cost cost;
+  unsigned drops = 0;  // of Drop
+};
+
+Evaluation evaluate(const Tile& tile, const Problem& problem, const Device& device);
+
+// One clause a bit, each with the values that led to it. Empty for 0.
+std::string drop_reason(unsigned drops, const Tile& tile, const Problem& problem, const Device& device);
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+
+// Rows a head that the launch must cover.
+inline int64_t rows_covered(const Problem& problem) { return problem.m > problem.s ? problem.m : problem.s; }
+
+}  // namespace mla_fp8

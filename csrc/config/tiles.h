@@ -1,0 +1,154 @@
+// The tiles that are compiled, one line each. From these lines come the kernels' symbols (csrc/kernels/<op>.cu), their
+// launch bounds, and the table that select_config chooses from: no tile constant stands anywhere else.
+//
+// Work is a list of tiles: row tile major, then head, then column tile. A CTA takes tiles blockIdx.x, + gridDim.x, ...
+// A persistent tile keeps its weights while it walks down the rows, so its gridDim.x is a multiple of columns = heads *
+// column tiles: columns * min(row tiles, max(1, CTAs resident at once / columns)). Others get one CTA a tile.
+#pragma once
+
+#include "kernels/absorb_q.h"
+#include "kernels/bmm.h"
+#include "kernels/kloop.h"
+#include "kernels/quantize_q_nope.h"
+#include "kernels/types.h"
+#include "kernels/v_up.h"
+
+namespace mla_fp8 {
+
+enum class Op { kQuantizeQNope, kBmm, kAbsorbQ, kVUp };
+
+struct Tile {
+  const char* symbol;
+  Op op;
+  int m, n, k;  // rows and columns a CTA makes; k: the only K it takes. 0: any
+  int stages;  // weight tiles in flight in shared memory
+  int threads;
+  int smem_bytes;  // dynamic: sizeof(SharedStorage), or 0
+  int align_bytes;  // that activation pointers and strides must have
+  int out_bytes;  // an output element: 2 (bf16, fp16) or 1 (e4m3); 0: any
+  int ctas_per_sm;  // that registers are limited for (__launch_bounds__); 0: not limited
+  int regs;  // most registers a thread, from ctas_per_sm; 0: not limited
+  bool persistent;
+};
+
+inline constexpr int kRegistersPerSm = 65536;
+inline constexpr int kRegisterStep = 8;
+MLA_FP8_HOST_DEVICE constexpr int max_registers(int threads, int ctas_per_sm) {
+  const int registers = kRegistersPerSm / (threads * ctas_per_sm) / kRegisterStep * kRegisterStep;
+  return registers > 255 ? 255 : registers;
+}
+
+}  // namespace mla_fp8
+
+// absorb_q with D = 128: kTileN columns of a head's weights stay in shared memory; 64 rows a warpgroup.
+// X(symbol, tile n, warpgroups, output bytes, alignment, CTAs an SM)
+#define MLA_FP8_ABSORB_Q_TILES(X)         \
+  X(absorb_q_n128, 128, 1, 2, 16, 4)      \
+  X(absorb_q_n256, 256, 2, 2, 16, 2)      \
+  X(absorb_q_n512, 512, 4, 2, 16, 1)      \
+  X(absorb_q_unaligned, 128, 1, 2, 2, 3)  \
+  X(absorb_q_n128_e4m3, 128, 1, 1, 16, 4) \
+  X(absorb_q_n256_e4m3, 256, 2, 1, 16, 2) \
+  X(absorb_q_n512_e4m3, 512, 4, 1, 16, 1) \
+  X(absorb_q_e4m3_unaligned, 128, 1, 1, 2, 3)
+
+// Tiles of 128 columns and 64 rows a warpgroup, weights through a ring of stages that keeps them if all of K fits.
+// X(symbol, the only k (0: any), stages, warpgroups, output bytes, alignment, CTAs an SM)
+#define MLA_FP8_ABSORB_Q_KLOOP_TILES(X)         \
+  X(absorb_q_kloop, 0, 4, 1, 2, 16, 1)          \
+  X(absorb_q_kloop_unaligned, 0, 4, 1, 2, 2, 2) \
+  X(absorb_q_kloop_e4m3, 0, 4, 1, 1, 16, 1)     \
+  X(absorb_q_kloop_e4m3_unaligned, 0, 4, 1, 1, 2, 2)
+
+#define MLA_FP8_V_UP_KLOOP_TILES(X)    \
+  X(v_up_m128, 0, 4, 2, 2, 16, 1)      \
+  X(v_up_unaligned, 0, 4, 1, 2, 2, 2)  \
+  X(v_up_m128_e4m3, 0, 4, 2, 1, 16, 1) \
+  X(v_up_e4m3_unaligned, 0, 4, 1, 1, 2, 2)
+
+#define MLA_FP8_BMM_TILES(X)       \
+  X(bmm_k128, 128, 1, 1, 2, 16, 4) \
+  X(bmm_m64, 0, 4, 1, 2, 16, 2)    \
+  X(bmm_m128, 0, 4, 2, 2, 16, 1)   \
+  X(bmm_unaligned, 0, 4, 1, 2, 1, 2)
+
+// v_up with R = 512 and few rows: 64x128 tiles, a warpgroup for each block of R.
+// X(symbol, output bytes)
+#define MLA_FP8_V_UP_SPLIT_TILES(X) \
+  X(v_up_split, 2)                  \
+  X(v_up_split_e4m3, 1)
+
+// 32 rows of one group. Larger tiles were no faster anywhere that matters (docs/notes.md).
+// X(symbol, alignment, CTAs an SM)
+#define MLA_FP8_QUANTIZE_Q_NOPE_TILES(X) \
+  X(quantize_q_nope_m32, 16, 8)          \
+  X(quantize_q_nope_m32_unaligned, 2, 8)
+
+namespace mla_fp8 {
+
+#define MLA_FP8_RESIDENT_TILE(symbol, n, warpgroups, out_bytes, align, ctas) \
+  {#symbol,                                                                  \
+   Op::kAbsorbQ,                                                             \
+   warpgroups * absorb_q::kWarpgroupM,                                       \
+   n,                                                                        \
+   absorb_q::kTileK,                                                         \
+   n / absorb_q::kChunkN,                                                    \
+   warpgroups * absorb_q::kWarpgroup,                                        \
+   static_cast<int>(sizeof(absorb_q::SharedStorage<n, warpgroups>)),         \
+   align,                                                                    \
+   out_bytes,                                                                \
+   ctas,                                                                     \
+   max_registers(warpgroups * absorb_q::kWarpgroup, ctas),                   \
+   true},
+#define MLA_FP8_KLOOP_TILE(op, in_bytes, symbol, k, stages, warpgroups, out_bytes, align, ctas)                      \
+  {#symbol,                                                                                                          \
+   op,                                                                                                               \
+   warpgroups * kloop::kWarpgroupM,                                                                                  \
+   kloop::kTileN,                                                                                                    \
+   k,                                                                                                                \
+   stages,                                                                                                           \
+   warpgroups * kloop::kWarpgroup,                                                                                   \
+   static_cast<int>(sizeof(kloop::SharedStorage<stages, warpgroups, kloop::staged_bytes(align, stages, in_bytes)>)), \
+   align,                                                                                                            \
+   out_bytes,                                                                                                        \
+   ctas,                                                                                                             \
+   max_registers(warpgroups * kloop::kWarpgroup, ctas),                                                              \
+   stages > 1},
+#define MLA_FP8_V_UP_SPLIT_TILE(symbol, out_bytes) \
+  {#symbol,                                        \
+   Op::kVUp,                                       \
+   kloop::kWarpgroupM,                             \
+   kloop::kTileN,                                  \
+   v_up::kSplitBlocks * kloop::kTileK,             \
+   v_up::kSplitBlocks,                             \
+   v_up::kSplitThreads,                            \
+   static_cast<int>(sizeof(v_up::SplitStorage)),   \
+   16,                                             \
+   out_bytes,                                      \
+   1,                                              \
+   max_registers(v_up::kSplitThreads, 1),          \
+   false},
+#define MLA_FP8_QUANTIZE_TILE(symbol, align, ctas) \
+  {#symbol,                                        \
+   Op::kQuantizeQNope,                             \
+   quantize_q_nope::kTileM,                        \
+   quantize_q_nope::kGroup,                        \
+   0,                                              \
+   0,                                              \
+   quantize_q_nope::kThreads,                      \
+   0,                                              \
+   align,                                          \
+   0,                                              \
+   ctas,                                           \
+   max_registers(quantize_q_nope::kThreads, ctas), \
+   false},
+#define MLA_FP8_ABSORB_Q_KLOOP_TILE(...) MLA_FP8_KLOOP_TILE(Op::kAbsorbQ, 2, __VA_ARGS__)
+#define MLA_FP8_V_UP_KLOOP_TILE(...) MLA_FP8_KLOOP_TILE(Op::kVUp, 2, __VA_ARGS__)
+#define MLA_FP8_BMM_TILE(...) MLA_FP8_KLOOP_TILE(Op::kBmm, 1, __VA_ARGS__)
+
+inline constexpr Tile kTiles[] = {
+    MLA_FP8_ABSORB_Q_TILES(MLA_FP8_RESIDENT_TILE) MLA_FP8_ABSORB_Q_KLOOP_TILES(MLA_FP8_ABSORB_Q_KLOOP_TILE)
+        MLA_FP8_V_UP_SPLIT_TILES(MLA_FP8_V_UP_SPLIT_TILE) MLA_FP8_V_UP_KLOOP_TILES(MLA_FP8_V_UP_KLOOP_TILE)
+            MLA_FP8_BMM_TILES(MLA_FP8_BMM_TILE) MLA_FP8_QUANTIZE_Q_NOPE_TILES(MLA_FP8_QUANTIZE_TILE)};
+
+}  // namespace mla_fp8

@@ -1,0 +1,28 @@
+// Which instruction set this machine gets.
+#include "cpu/gemm.h"
+
+namespace mla_fp8::cpu {
+namespace {
+
+const Kernels& choose() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl")) {
+    return *avx512_kernels();
+  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+    return *avx2_kernels();
+  }
+#endif
+  return portable_kernels();
+}
+
+}  // namespace
+
+const Kernels& best_kernels() {
+  static const Kernels& kernels = choose();
+  return kernels;
+}
+
+}  // namespace mla_fp8::cpu

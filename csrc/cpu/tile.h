@@ -1,0 +1,216 @@
+// One tile of a Gemm, for the instruction set that the including file describes in a struct Isa:
+//     Reg, kLanes      a vector of fp32
+//     kRowTile         rows whose sums live in registers at once
+//     kNarrowRows      rows up to which NarrowPanel is used
+//     kPanelRegs       vectors to a row of the panel; panel width = kPanelRegs * kLanes, which divides kMinColumns
+//     load, store, broadcast, add_product (exact products only), fused_multiply_add
+//     WidePanel        fp32 weights, for many rows
+//     NarrowPanel      fp16 weights, converted again at each use
+// and a panel format has a type Value, load(panel, i) for vector i, and
+//     decode(w, n_stride, ahead, panel)   e4m3 [width][128] -> [128][width], value / kActivationLift, NaN codes to NaN,
+//                                         while the weights at `ahead` are brought into the caches
+//
+// Numerics. One output element is, on every path: p = sum over k ascending, then acc = fma(p, a_scale * w_scale, acc)
+// over blocks ascending. It never depends on rows, tiles, threads or position, nor on the instruction set: a product of
+// two e4m3 values has 8 significant bits, so add_product may fuse or not, and vectors run over columns, never over k.
+//
+// Cost, for M rows, N columns: M*N*K multiply-adds, 2 * kLanes a cycle; N*K weights to decode, 512 in about 70 cycles
+// with AVX-512, which outweighs the products while M < 5; bytes N*K + 2*M*(N+K), which bound M = 1 on cold weights.
+// Per tile of 128 rows at K = 128, N = 512: 87 us of products, 27 of output conversion and write-allocate, 9 of
+// quantization, 9 of decoding (AVX-512, 3.4 GHz).
+#pragma once
+
+#include "cpu/rows.h"
+
+namespace mla_fp8::cpu {
+namespace {
+
+constexpr int64_t kCacheLineBytes = 64;
+constexpr int64_t kStepsAhead = 4;  // panels; of 8 KiB with AVX-512
+
+// Weights that will be decoded later: at the next step, into L1, and at kStepsAhead, into L2.
+struct Ahead {
+  const uint8_t* next;
+  const uint8_t* later;
+};
+
+MLA_FP8_INLINE void prefetch(const Ahead& ahead, int64_t offset) {
+  __builtin_prefetch(ahead.next + offset);
+  __builtin_prefetch(ahead.later + offset, 0, 2);
+}
+
+template <class Isa>
+constexpr int64_t kPanelWidth = static_cast<int64_t>(Isa::kPanelRegs) * Isa::kLanes;
+
+// acc[0..kRows) [panel width] += (a [kRows][128] . panel [128][width]) * (a_scale[row] * w_scale)
+template <class Isa, class Panel, int kRows>
+MLA_FP8_INLINE void multiply_panel(const float* a, const float* a_scale, const typename Panel::Value* panel,
+                                   float w_scale, bool first, float* acc, int64_t acc_stride) {
+  using Reg = typename Isa::Reg;
+  constexpr int kRegs = Isa::kPanelRegs;
+  Reg sum[kRows][kRegs];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 16
+    for (int j = 0; j < kRegs; ++j) sum[r][j] = Isa::broadcast(0.0f);
+  for (int64_t k = 0; k < kScaleGroup; ++k) {
+    Reg w[kRegs];
+#pragma GCC unroll 16
+    for (int j = 0; j < kRegs; ++j) w[j] = Panel::load(panel, k * kRegs + j);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const Reg x = Isa::broadcast(a[r * kScaleGroup + k]);
+#pragma GCC unroll 16
+      for (int j = 0; j < kRegs; ++j) sum[r][j] = Isa::add_product(x, w[j], sum[r][j]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    const Reg scale = Isa::broadcast(a_scale[r] * w_scale);
+#pragma GCC unroll 16
+    for (int j = 0; j < kRegs; ++j) {
+      float* out = acc + r * acc_stride + j * Isa::kLanes;
+      const Reg before = first ? Isa::broadcast(0.0f) : Isa::load(out);
+      Isa::store(out, Isa::fused_multiply_add(sum[r][j], scale, before));
+    }
+  }
+}
+
+// multiply_panel for `rows` rows, 1 <= rows <= kRows.
+template <class Isa, class Panel, int kRows>
+MLA_FP8_INLINE void multiply_rows(int64_t rows, const float* a, const float* a_scale,
+                                  const typename Panel::Value* panel, float w_scale, bool first, float* acc,
+                                  int64_t acc_stride) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) {
+      multiply_rows<Isa, Panel, kRows - 1>(rows, a, a_scale, panel, w_scale, first, acc, acc_stride);
+      return;
+    }
+  }
+  multiply_panel<Isa, Panel, kRows>(a, a_scale, panel, w_scale, first, acc, acc_stride);
+}
+
+// Blocks [p_begin, p_end) of the rows, as lifted e4m3 values with a scale each, into scratch.a and scratch.a_scale,
+// [block][row]. A row is a token, whose neighbours are H rows away: the ones ahead are brought into the cache.
+MLA_FP8_INLINE void load_activations(const Gemm& gemm, const TileRange& range, int64_t p_begin, int64_t p_end,
+                                     Scratch& scratch) {
+  constexpr int64_t kBytesAhead = 2048;
+  const int64_t rows = range.row_end - range.row_begin;
+  const int64_t row_bytes = (p_end - p_begin) * kScaleGroup * bytes_per_element(gemm.a_dtype);
+  const int64_t rows_ahead = row_bytes < kBytesAhead ? kBytesAhead / row_bytes : 1;
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t row = range.row_begin + r;
+    const int64_t offset = range.head * gemm.a_stride[0] + row * gemm.a_stride[1] + p_begin * kScaleGroup;
+    const void* in = element(gemm.a, gemm.a_dtype, offset);
+    if (r + rows_ahead < rows) {
+      const auto* ahead =
+          static_cast<const char*>(in) + rows_ahead * gemm.a_stride[1] * bytes_per_element(gemm.a_dtype);
+      for (int64_t byte = 0; byte < row_bytes; byte += kCacheLineBytes) __builtin_prefetch(ahead + byte);
+    }
+    for (int64_t p = p_begin; p < p_end; ++p) {
+      const int64_t slot = (p - p_begin) * rows + r;
+      float* x = scratch.a + slot * kScaleGroup;
+      load_row(element(in, gemm.a_dtype, (p - p_begin) * kScaleGroup), gemm.a_dtype, kScaleGroup, x);
+      if (gemm.a_dtype == Dtype::kE4m3) {
+        for (int64_t k = 0; k < kScaleGroup; ++k) x[k] *= kActivationLift;
+        scratch.a_scale[slot] = gemm.a_scale[range.head * gemm.a_scale_stride[0] + row * gemm.a_scale_stride[1] +
+                                             p * gemm.a_scale_stride[2]];
+      } else {
+        scratch.a_scale[slot] = quantize_lifted(x);
+      }
+    }
+  }
+}
+
+// The accumulators leave, and q_pe beside them.
+MLA_FP8_INLINE void store_tile(const Gemm& gemm, const TileRange& range, Scratch& scratch) {
+  const int64_t columns = range.n_end - range.n_begin;
+  const float reciprocal = gemm.out_scale != nullptr ? 1.0f / *gemm.out_scale : 1.0f;
+  for (int64_t row = range.row_begin; row < range.row_end; ++row) {
+    const float* x = scratch.acc + (row - range.row_begin) * columns;
+    const int64_t row_offset = range.head * gemm.out_stride[0] + row * gemm.out_stride[1];
+    void* out = element(gemm.out, gemm.out_dtype, row_offset + range.n_begin);
+    if (gemm.group_scale != nullptr) {
+      const float scale = group_scale(x, kAmaxFloor);
+      gemm.group_scale[range.head * gemm.group_scale_stride[0] + row * gemm.group_scale_stride[1]] = scale;
+      store_codes(x, columns, 1.0f / scale, static_cast<uint8_t*>(out));
+    } else {
+      store_row(x, columns, out, gemm.out_dtype, reciprocal);
+    }
+    if (gemm.p == 0 || range.n_begin != 0) continue;
+    const void* pe = element(gemm.pe, gemm.a_dtype, range.head * gemm.pe_stride[0] + row * gemm.pe_stride[1]);
+    void* pe_out = element(gemm.out, gemm.out_dtype, row_offset + gemm.n);
+    if (gemm.out_dtype == gemm.a_dtype) {
+      std::memcpy(pe_out, pe, static_cast<size_t>(gemm.p * bytes_per_element(gemm.a_dtype)));
+    } else {
+      for (int64_t begin = 0; begin < gemm.p; begin += kScaleGroup) {  // scratch.a has served
+        const int64_t count = gemm.p - begin < kScaleGroup ? gemm.p - begin : kScaleGroup;
+        load_row(element(pe, gemm.a_dtype, begin), gemm.a_dtype, count, scratch.a);
+        store_row(scratch.a, count, element(pe_out, gemm.out_dtype, begin), gemm.out_dtype, reciprocal);
+      }
+    }
+  }
+}
+
+struct Step {
+  int64_t p, column;
+};
+
+// With keep_blocks a panel's columns are read from end to end (p fastest), else one block at a time (column fastest).
+template <class Isa>
+MLA_FP8_INLINE Step step_at(int64_t step, int64_t blocks, int64_t panels, bool keep_blocks) {
+  if (keep_blocks) return {step % blocks, step / blocks * kPanelWidth<Isa>};
+  return {step / panels, step % panels * kPanelWidth<Isa>};
+}
+
+// The weights of a step; of the next head's first steps, where the tile has no more.
+template <class Isa>
+MLA_FP8_INLINE const uint8_t* weights_at(const Gemm& gemm, const TileRange& range, int64_t i, bool keep_blocks) {
+  const int64_t blocks = gemm.k / kScaleGroup;
+  const int64_t panels = (range.n_end - range.n_begin) / kPanelWidth<Isa>;
+  const bool beyond = i >= blocks * panels;
+  const int64_t head = beyond && range.head + 1 < gemm.heads ? range.head + 1 : range.head;
+  const Step step = step_at<Isa>(beyond ? (i - blocks * panels) % (blocks * panels) : i, blocks, panels, keep_blocks);
+  return gemm.w + head * gemm.w_stride[0] + (range.n_begin + step.column) * gemm.w_stride[1] + step.p * kScaleGroup;
+}
+
+template <class Isa, class Panel>
+MLA_FP8_INLINE void multiply_tile(const Gemm& gemm, const TileRange& range, Scratch& scratch) {
+  const int64_t rows = range.row_end - range.row_begin;
+  const int64_t columns = range.n_end - range.n_begin;
+  const int64_t blocks = gemm.k / kScaleGroup;
+  const int64_t panels = columns / kPanelWidth<Isa>;
+  const bool keep_blocks = rows * blocks <= kMaxBlocks * kMaxRows;
+  auto* panel = reinterpret_cast<typename Panel::Value*>(scratch.panel);
+  if (keep_blocks) load_activations(gemm, range, 0, blocks, scratch);
+  for (int64_t i = 0; i < blocks * panels; ++i) {
+    const Step step = step_at<Isa>(i, blocks, panels, keep_blocks);
+    const uint8_t* w = weights_at<Isa>(gemm, range, i, keep_blocks);
+    const Ahead ahead = {weights_at<Isa>(gemm, range, i + 1, keep_blocks),
+                         weights_at<Isa>(gemm, range, i + kStepsAhead, keep_blocks)};
+    const int64_t n = range.n_begin + step.column;
+    const int64_t slot = keep_blocks ? step.p * rows : 0;
+    if (!keep_blocks && step.column == 0) load_activations(gemm, range, step.p, step.p + 1, scratch);
+    Panel::decode(w, gemm.w_stride[1], ahead, panel);
+    const float w_scale = gemm.w_scale[range.head * gemm.w_scale_stride[0] + n / kScaleGroup * gemm.w_scale_stride[1] +
+                                       step.p * gemm.w_scale_stride[2]];
+    for (int64_t row = 0; row < rows; row += Isa::kRowTile) {
+      multiply_rows<Isa, Panel, Isa::kRowTile>(rows - row, scratch.a + (slot + row) * kScaleGroup,
+                                               scratch.a_scale + slot + row, panel, w_scale, step.p == 0,
+                                               scratch.acc + row * columns + step.column, columns);
+    }
+  }
+}
+
+template <class Isa>
+void run_tile(const Gemm& gemm, const TileRange& range, Scratch& scratch) {
+  if (range.row_end - range.row_begin <= Isa::kNarrowRows) {
+    multiply_tile<Isa, typename Isa::NarrowPanel>(gemm, range, scratch);
+  } else {
+    multiply_tile<Isa, typename Isa::WidePanel>(gemm, range, scratch);
+  }
+  store_tile(gemm, range, scratch);
+}
+
+}  // namespace
+}  // namespace mla_fp8::cpu

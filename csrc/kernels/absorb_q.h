@@ -1,0 +1,47 @@
+// What absorb_q's launcher and kernel share: the kernel's argument and its shared memory.
+#pragma once
+
+#include "kernels/types.h"
+
+namespace mla_fp8::absorb_q {
+
+inline constexpr int kWarpgroupM = 64;   // rows of one wgmma
+inline constexpr int kWarpgroup = 128;   // threads
+inline constexpr int kChunkN = 128;      // columns computed and stored at a time: one row of scale blocks
+inline constexpr int kTileK = 128;       // D of the resident kernel: a scale group; 128 bytes, the swizzle's width
+inline constexpr int kNopeVectors = 8;   // 8 bf16 or fp16 each: a thread's share of its warpgroup's 64x128 of q_nope
+inline constexpr int kRopeVectors = 4;   // and of its 64x64 q_pe
+
+// The next rows of one warpgroup, a thread's own vectors: no other thread reads them.
+template <bool kStaged>
+struct Stage {
+  alignas(16) u8 q_nope[kNopeVectors][kWarpgroup][16];
+  alignas(16) u8 q_pe[kRopeVectors][kWarpgroup][16];
+};
+template <>
+struct Stage<false> {};
+
+// kTileN columns of one head's W_UK stay while row tiles stream past. A lone warpgroup loads to registers, several to stages.
+template <int kTileN, int kWarpgroups>
+struct SharedStorage {
+  alignas(1024) u8 w_uk[kTileN / kChunkN][kChunkN * kTileK];  // 128-byte swizzle: its pattern repeats every 1024 bytes
+  Stage<(kWarpgroups > 1)> stage[kWarpgroups];
+  u64 full[kTileN / kChunkN];
+};
+
+struct Params {
+  TensorMap w_uk;  // e4m3 [H,R,D], box [1,128,128], 128-byte swizzle
+  const u16* q_nope;  // [S,H,D] bf16 or fp16
+  const u16* q_pe;  // [S,H,P] like q_nope, or null
+  const float* w_uk_scale;  // [H,R/128,D/128]
+  const float* out_scale;  // one value, or null
+  void* q;  // [S,H,R+P] like q_nope, or e4m3 with out_scale
+  i64 q_nope_stride[2];  // s, h
+  i64 q_pe_stride[2];  // s, h
+  i64 w_uk_scale_stride[3];  // h, r / 128, d / 128
+  i64 q_stride[2];  // s, h
+  i32 s, h, d, r, p;
+  u32 is_fp16;  // else bf16
+};
+
+}  // namespace mla_fp8::absorb_q

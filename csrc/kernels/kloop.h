@@ -1,0 +1,41 @@
+// Shared memory of the kernels that walk K: a ring of 128x128 weight tiles, which keeps them if all of K fits, and the next rows.
+#pragma once
+
+#include "kernels/types.h"
+
+namespace mla_fp8::kloop {
+
+inline constexpr int kWarpgroupM = 64;  // rows of one wgmma
+inline constexpr int kWarpgroup = 128;  // threads
+inline constexpr int kTileN = 128;  // columns: one row of scale blocks
+inline constexpr int kTileK = 128;  // a scale group; 128 bytes, the swizzle's width
+
+// Whether the next activations wait in shared memory.
+MLA_FP8_HOST_DEVICE constexpr bool is_staged(int align_bytes, int stages) { return align_bytes == 16 && stages > 1; }
+MLA_FP8_HOST_DEVICE constexpr int staged_bytes(int align_bytes, int stages, int in_bytes) {
+  return is_staged(align_bytes, stages) ? in_bytes : 0;
+}
+
+// One warpgroup's 64x128 activations, a thread's own 16-byte vectors and, of e4m3, its rows' scales: no other thread reads them. kInBytes = 0:
+// activations go to registers at once.
+template <int kInBytes>
+struct Stage {
+  alignas(16) u8 vector[kInBytes * kTileK * kWarpgroupM / kWarpgroup / 16][kWarpgroup][16];
+};
+template <>
+struct Stage<1> {
+  alignas(16) u8 vector[kTileK * kWarpgroupM / kWarpgroup / 16][kWarpgroup][16];
+  float scale[2][kWarpgroup];
+};
+template <>
+struct Stage<0> {};
+
+template <int kStages, int kWarpgroups, int kInBytes>
+struct SharedStorage {
+  alignas(1024) u8 weights[kStages][kTileN * kTileK];  // 128-byte swizzle: its pattern repeats every 1024 bytes
+  Stage<kInBytes> stage[kStages][kWarpgroups];
+  u64 full[kStages];
+  u64 empty[kStages];
+};
+
+}  // namespace mla_fp8::kloop

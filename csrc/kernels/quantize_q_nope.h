@@ -1,0 +1,32 @@
+// What quantize_q_nope's launcher and kernel share: the tile and the kernel's argument. It has no shared memory.
+#pragma once
+
+#include "kernels/types.h"
+
+namespace mla_fp8::quantize_q_nope {
+
+inline constexpr int kGroup = 128;        // elements that share a scale: a tile's columns
+inline constexpr int kLanesPerGroup = 8;  // a quarter of a warp owns a row of the tile
+inline constexpr int kThreads = 256;
+inline constexpr int kTileM = kThreads / kLanesPerGroup;
+inline constexpr int kLoadBytes = 16;    // one load of the aligned tile
+inline constexpr int kStoreBytes = 8;    // one store of the aligned tile
+inline constexpr int kElementBytes = 2;  // one load of the unaligned tile, which stores single bytes
+
+struct Params {
+  const void* q_nope;       // [s, heads, groups * 128], bf16 or fp16
+  i64 q_nope_stride[2];     // s, h
+  u8* q_val;                // [heads, rows, groups * 128], e4m3
+  i64 q_val_stride[2];      // h, m
+  float* q_scale;           // [heads, rows, groups]
+  i64 q_scale_stride[3];    // h, m, group
+  i64 s;                    // rows read
+  i64 rows;                 // rows written: those past s are zeros
+  i64 tiles;                // row tiles x heads x groups
+  u64 columns;              // heads x groups
+  u32 groups;
+  float amax_floor;
+  u32 is_fp16;              // else bf16
+};
+
+}  // namespace mla_fp8::quantize_q_nope

@@ -1,0 +1,92 @@
+// absorb_q's last columns: q_pe copied, or quantized, beside the latent.
+#pragma once
+
+#include "kernels/absorb_q.h"
+#include "kernels/fragment.cuh"
+#include "kernels/types.h"
+
+namespace mla_fp8::absorb_q {
+
+// One 16-byte chunk of q_pe: 8 columns.
+struct RopeChunk {
+  u32 word[4];
+  i64 row;
+  i32 column;
+  bool exists;
+};
+
+// Chunk `index` of the warpgroup's 64 rows from first_row on.
+MLA_FP8_DEVICE RopeChunk rope_chunk(const Params& p, i64 first_row, i32 index) {
+  constexpr i32 kUsualP = 64;
+  const i32 chunks = p.p / 8;
+  const i32 row = p.p == kUsualP ? index / (kUsualP / 8) : index / chunks;
+  RopeChunk chunk;
+  chunk.row = first_row + row;
+  chunk.column = (index - row * chunks) * 8;
+  chunk.exists = row < kWarpgroupM && chunk.row < p.s;
+  return chunk;
+}
+
+MLA_FP8_DEVICE const u16* rope_source(const Params& p, const RopeChunk& chunk, i64 head) {
+  return p.q_pe + chunk.row * p.q_pe_stride[0] + head * p.q_pe_stride[1] + chunk.column;
+}
+
+template <int kAlignBytes>
+MLA_FP8_DEVICE RopeChunk load_rope(const Params& p, i64 first_row, i64 head, i32 index) {
+  RopeChunk chunk = rope_chunk(p, first_row, index);
+  if (chunk.exists) load_vector<kAlignBytes>(chunk.word, rope_source(p, chunk, head));
+  return chunk;
+}
+
+template <class Element>
+MLA_FP8_DEVICE uint2 rope_e4m3(const RopeChunk& chunk, float multiplier) {
+  return make_uint2(e4m3x4_scaled<Element>(chunk.word[0], chunk.word[1], multiplier),
+                    e4m3x4_scaled<Element>(chunk.word[2], chunk.word[3], multiplier));
+}
+
+template <int kOutBytes, int kAlignBytes>
+MLA_FP8_DEVICE void store_rope(const Params& p, const RopeChunk& chunk, i64 head, float multiplier) {
+  if (!chunk.exists) return;
+  const i64 offset = chunk.row * p.q_stride[0] + head * p.q_stride[1] + p.r + chunk.column;
+  if constexpr (kOutBytes == 1) {
+    const uint2 words = p.is_fp16 ? rope_e4m3<Fp16>(chunk, multiplier) : rope_e4m3<Bf16>(chunk, multiplier);
+    u8* to = static_cast<u8*>(p.q) + offset;
+    if constexpr (kAlignBytes == kVectorBytes) {
+      *reinterpret_cast<uint2*>(to) = words;
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        to[i] = static_cast<u8>(words.x >> 8 * i);
+        to[i + 4] = static_cast<u8>(words.y >> 8 * i);
+      }
+    }
+  } else {
+    u16* to = static_cast<u16*>(p.q) + offset;
+    if constexpr (kAlignBytes == kVectorBytes) {
+      *reinterpret_cast<uint4*>(to) = make_uint4(chunk.word[0], chunk.word[1], chunk.word[2], chunk.word[3]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        to[2 * i] = static_cast<u16>(chunk.word[i]);
+        to[2 * i + 1] = static_cast<u16>(chunk.word[i] >> 16);
+      }
+    }
+  }
+}
+
+// The column tiles of a head share its rope columns: slice i of n takes chunks 128 (i + j n) + thread of every 64 rows, j = 0, 1, ...
+MLA_FP8_DEVICE i32 rope_index(i32 slice, i32 slices, i32 j) {
+  return (slice + j * slices) * kWarpgroup + static_cast<i32>(threadIdx.x % kWarpgroup);
+}
+
+// From the j-th chunk on, without a stage.
+template <int kOutBytes, int kAlignBytes>
+MLA_FP8_DEVICE void copy_rope(const Params& p, i64 first_row, i64 head, i32 slice, i32 slices, i32 j,
+                              float multiplier) {
+  for (; (slice + j * slices) * kWarpgroup < kWarpgroupM * (p.p / 8); ++j) {
+    store_rope<kOutBytes, kAlignBytes>(p, load_rope<kAlignBytes>(p, first_row, head, rope_index(slice, slices, j)),
+                                       head, multiplier);
+  }
+}
+
+}  // namespace mla_fp8::absorb_q

@@ -1,0 +1,25 @@
+// One symbol a line of the tile table.
+#include "config/tiles.h"
+#include "kernels/v_up.cuh"
+#include "kernels/v_up_split.cuh"
+
+namespace vu = mla_fp8::v_up;
+
+#define MLA_FP8_KERNEL(symbol, k, stages, warpgroups, out_bytes, align_bytes, ctas_per_sm)          \
+  extern "C" __global__ void __launch_bounds__(warpgroups* mla_fp8::kloop::kWarpgroup, ctas_per_sm) \
+      symbol(const __grid_constant__ vu::Params params) {                                           \
+    using Config = mla_fp8::kloop::Config<k, stages, warpgroups, 2, out_bytes, align_bytes>;        \
+    extern __shared__ __align__(1024) mla_fp8::u8 shared_bytes[];                                   \
+    vu::run<Config>(params, *reinterpret_cast<Config::Shared*>(shared_bytes));                      \
+  }
+MLA_FP8_V_UP_KLOOP_TILES(MLA_FP8_KERNEL)
+#undef MLA_FP8_KERNEL
+
+#define MLA_FP8_KERNEL(symbol, out_bytes)                                                 \
+  extern "C" __global__ void __launch_bounds__(vu::kSplitThreads, 1)                      \
+      symbol(const __grid_constant__ vu::Params params) {                                 \
+    extern __shared__ __align__(1024) mla_fp8::u8 shared_bytes[];                         \
+    vu::run_split<out_bytes>(params, *reinterpret_cast<vu::SplitStorage*>(shared_bytes)); \
+  }
+MLA_FP8_V_UP_SPLIT_TILES(MLA_FP8_KERNEL)
+#undef MLA_FP8_KERNEL

@@ -1,0 +1,36 @@
+// What v_up's launcher and kernel share: the kernel's argument. Its shared memory is kloop::SharedStorage.
+#pragma once
+
+#include "kernels/kloop.h"
+#include "kernels/types.h"
+
+namespace mla_fp8::v_up {
+
+// The split kernel: a warpgroup for each of R's blocks, whose products meet here.
+inline constexpr int kSplitBlocks = 4;  // R = 512
+inline constexpr int kSplitThreads = kSplitBlocks * kloop::kWarpgroup;
+struct SplitStorage {
+  alignas(1024)
+      u8 w_uv[kSplitBlocks][kloop::kTileN * kloop::kTileK];  // 128-byte swizzle: its pattern repeats every 1024 bytes
+  float product[kSplitBlocks][kloop::kTileN / 8][kloop::kWarpgroup][4];  // accumulators as their owner holds them
+  float scale[kSplitBlocks][kloop::kWarpgroupM];  // scale_a * scale_w
+  float amax[kSplitBlocks][kloop::kWarpgroupM];  // of each quarter of the columns
+  u64 full[kSplitBlocks];
+};
+
+struct Params {
+  TensorMap w_uv;  // e4m3 [H,V,R], box [1,128,128], 128-byte swizzle
+  const u16* o_latent;  // [S,H,R] bf16 or fp16
+  const float* w_uv_scale;  // [H,V/128,R/128]
+  const float* out_scale;  // one value: v is e4m3; or null
+  void* v;  // [S,H,V] like o_latent, or e4m3
+  float* v_scale;  // [S,H]: v is e4m3 in groups of V = 128; or null
+  i64 o_latent_stride[2];  // s, h
+  i64 w_uv_scale_stride[3];  // h, v / 128, r / 128
+  i64 v_stride[2];  // s, h
+  i64 v_scale_stride[2];  // s, h
+  i32 s, h, r, v_dim;
+  u32 is_fp16;  // else bf16
+};
+
+}  // namespace mla_fp8::v_up

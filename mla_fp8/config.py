@@ -1,0 +1,182 @@
+"""Which compiled tile runs a problem, and why: `explain()` over the `select_config` that every CUDA launch asks."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import RenderableType
+
+from mla_fp8 import explain_table
+from mla_fp8._config import Candidate, Config, Device, Op, Problem, Tile, candidates, select_config, tiles
+
+__all__ = [
+    "Candidate",
+    "Config",
+    "Device",
+    "Explanation",
+    "Op",
+    "Problem",
+    "Tile",
+    "candidates",
+    "explain",
+    "problem_for",
+    "select_config",
+    "tiles",
+]
+
+OUT_BYTES = {"bfloat16": 2, "float16": 2, "float8_e4m3fn": 1}
+DEFAULT_M_ALIGNMENT = 256  # of quantize_q_nope
+# DeepSeek-V3's extents of a head, by op: n, k.
+DEFAULT_EXTENTS = {
+    "quantize_q_nope": (128, 128),
+    "bmm": (512, 128),
+    "absorb_q": (512, 128),
+    "v_up": (128, 512),
+    "v_up_quantized": (128, 512),
+}
+
+
+def problem_for(
+    op: str,
+    s: int,
+    heads: int,
+    *,
+    n: int | None = None,
+    k: int | None = None,
+    pe: int = 0,
+    m_alignment: int = DEFAULT_M_ALIGNMENT,
+    out_dtype: object = None,
+    align_bytes: int = 16,
+) -> Problem:
+    """The Problem that a call of `op` becomes; `explain` has the arguments."""
+    if op not in DEFAULT_EXTENTS:
+        raise ValueError(f"explain: op must be one of {', '.join(DEFAULT_EXTENTS)}, got {op!r}")
+    only_fp8 = op in ("quantize_q_nope", "v_up_quantized")
+    dtype = str(out_dtype or ("float8_e4m3fn" if only_fp8 else "bfloat16")).removeprefix("torch.")
+    if dtype not in OUT_BYTES:
+        raise ValueError(f"explain: out_dtype must be one of {', '.join(OUT_BYTES)}, got {dtype!r}")
+    if op == "v_up_quantized" and dtype != "float8_e4m3fn":
+        raise ValueError(f"explain: out_dtype must be float8_e4m3fn for v_up_quantized, got {dtype!r}")
+    if m_alignment < 1:
+        raise ValueError(f"explain: m_alignment must be at least 1, got {m_alignment}")
+    default_n, default_k = DEFAULT_EXTENTS[op]
+    return Problem(
+        op=Op.__members__[op.removesuffix("_quantized")],
+        s=s,
+        heads=heads,
+        n=default_n if n is None else n,
+        k=default_k if k is None else k,
+        pe=pe,
+        m=-(-s // m_alignment) * m_alignment if op == "quantize_q_nope" else 0,
+        in_bytes=1 if op == "bmm" else 2,
+        out_bytes=OUT_BYTES[dtype],
+        align_bytes=align_bytes,
+    )
+
+
+def explain(
+    op: str,
+    s: int,
+    heads: int,
+    *,
+    n: int | None = None,
+    k: int | None = None,
+    pe: int = 0,
+    m_alignment: int = DEFAULT_M_ALIGNMENT,
+    out_dtype: object = None,
+    align_bytes: int = 16,
+    device: Device | None = None,
+) -> "Explanation":
+    """Every compiled tile of an op: what it would cost on this problem, which one runs it, and why the others do not.
+
+    Args:
+        op: quantize_q_nope, bmm, absorb_q, v_up or v_up_quantized.
+        s: tokens (rows of `a` for bmm). heads: heads (batch for bmm).
+        n: columns of the product; R for absorb_q, V for v_up. k: its summed extent. Default: DeepSeek-V3's.
+        pe: columns of q_pe that absorb_q appends, 0 without q_pe.
+        m_alignment: rows that quantize_q_nope pads to.
+        out_dtype: torch dtype or its name. Default: bfloat16, or float8_e4m3fn where the op writes nothing else.
+        align_bytes: largest power of 2, at most 16, that divides every pointer and stride but the weights', in bytes.
+        device: limits and speeds. Default: an H100 SXM.
+
+    Returns:
+        An Explanation: `print` shows the table, `to_dict()` holds its values.
+
+    Raises:
+        ValueError: unknown op or dtype; extents that no kernel supports, each with its rule.
+
+    Example:
+        >>> from mla_fp8.config import explain
+        >>> explain("absorb_q", s=17, heads=128).winner.kept
+        True
+    """
+    problem = problem_for(
+        op, s, heads, n=n, k=k, pe=pe, m_alignment=m_alignment, out_dtype=out_dtype, align_bytes=align_bytes
+    )
+    limits = device or Device()
+    considered = candidates(problem, limits)
+    chosen = None
+    if any(candidate.kept for candidate in considered):
+        symbol = select_config(problem, limits).tile.symbol
+        chosen = next(candidate for candidate in considered if candidate.config.tile.symbol == symbol)
+    return Explanation(problem, limits, considered, chosen)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The candidates of a problem in table order, and the one that runs it: None if all are dropped."""
+
+    problem: Problem
+    device: Device
+    candidates: list[Candidate]
+    winner: Candidate | None
+
+    def why(self) -> str:
+        """One sentence: why the winner runs it."""
+        if self.winner is None:
+            return "No tile fits this problem on this device: every one is dropped."
+        config = self.winner.config
+        if config.grid_x == 0:
+            return f"{config.tile.symbol} is selected, and launches nothing: there are no rows."
+        others = [other.config for other in self.candidates if other.kept and other is not self.winner]
+        if not others:
+            return f"{config.tile.symbol} is selected: no other tile fits."
+        second = min(others, key=lambda other: other.modelled_us)
+        mine, theirs = explain_table.us(config.modelled_us), explain_table.us(second.modelled_us)
+        if second.modelled_us == config.modelled_us:
+            return (
+                f"{config.tile.symbol} is selected: it shares the least modelled time, {mine} µs, with "
+                f"{second.tile.symbol}; wider accesses, then less shared memory, then table order decide."
+            )
+        excess = second.modelled_us / config.modelled_us - 1
+        return (
+            f"{config.tile.symbol} is selected: the least modelled time, {mine} µs; next is "
+            f"{second.tile.symbol} with {theirs} µs ({excess:+.1%})."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same values for JSON: problem, device, candidates, winner (a symbol or None), why."""
+        return {
+            "problem": _as_dict(self.problem),
+            "device": _as_dict(self.device),
+            "candidates": [_flat(candidate) for candidate in self.candidates],
+            "winner": None if self.winner is None else self.winner.config.tile.symbol,
+            "why": self.why(),
+        }
+
+    def __str__(self) -> str:
+        return explain_table.plain(self)
+
+    def __rich__(self) -> RenderableType:
+        return explain_table.render(self)
+
+
+def _as_dict(struct: Any) -> dict[str, Any]:
+    values = {name: getattr(struct, name) for name in struct._fields}
+    return {name: value.name if isinstance(value, Op) else value for name, value in values.items()}
+
+
+def _flat(candidate: Candidate) -> dict[str, Any]:
+    config = _as_dict(candidate.config)
+    tile = _as_dict(config.pop("tile"))
+    tile["ctas_per_sm_limit"] = tile.pop("ctas_per_sm")
+    return {**tile, **config, **_as_dict(candidate.cost), "kept": candidate.kept, "reason": candidate.reason}

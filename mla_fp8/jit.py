@@ -1,0 +1,165 @@
+"""Compiles kernels through NVRTC where none were embedded at build time, and keeps them in a cache on disk.
+
+The library asks for an image at an op's first use on a GPU. Nothing here imports CUDA before that.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+ARCHITECTURE = "sm_90a"
+_DIGEST_BYTES = hashlib.sha256().digest_size  # a cached file is its own digest, then the image
+_LOADER = ctypes.CFUNCTYPE(
+    ctypes.c_int,  # 0: data and size are set
+    ctypes.c_char_p,  # image name
+    ctypes.c_int,  # device index
+    ctypes.POINTER(ctypes.c_void_p),  # data
+    ctypes.POINTER(ctypes.c_size_t),  # size
+    ctypes.POINTER(ctypes.c_char),  # error
+    ctypes.c_size_t,  # error's size
+)
+_ERROR_BYTES = 8192
+
+_log = logging.getLogger("mla_fp8")
+_lock = threading.Lock()
+_images: dict[str, Any] = {}  # what the driver was given must stay where it is
+_library: ctypes.CDLL | None = None
+
+
+def source_directory() -> Path:
+    """The kernels' sources: installed beside this file, or the checkout's in an editable install."""
+    here = Path(__file__).resolve().parent
+    for directory in (here / "csrc", here.parent / "csrc"):
+        if (directory / "kernels").is_dir():
+            return directory
+    raise FileNotFoundError(f"the kernels' sources must be in {here / 'csrc'}, got nothing there: reinstall mla_fp8")
+
+
+def cache_directory() -> Path:
+    """$XDG_CACHE_HOME/mla_fp8, by default ~/.cache/mla_fp8."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "mla_fp8"
+
+
+def load(name: str) -> bytes:
+    """The image of csrc/kernels/<name>.cu, from the cache or compiled now."""
+    nvrtc = _import_nvrtc()
+    sources = source_directory()
+    options = [f"--gpu-architecture={ARCHITECTURE}", "--std=c++17", "--device-as-default-execution-space"]
+    path = cache_directory() / f"{name}-{_key(nvrtc, sources, options)}.cubin"
+    image = _read(path)
+    if image is None:
+        _log.warning("mla_fp8: compiling %s for %s, kept in %s", name, ARCHITECTURE, path)
+        image = compile_image(nvrtc, sources / "kernels" / f"{name}.cu", [*options, f"--include-path={sources}"])
+        _write(path, image)
+    return image
+
+
+def compile_image(nvrtc: Any, source: Path, options: list[str]) -> bytes:
+    """One .cu file -> cubin. Raises RuntimeError with the compiler's log."""
+    code = source.read_bytes()
+    program = _check(nvrtc, *nvrtc.nvrtcCreateProgram(code, source.name.encode(), 0, [], []))
+    try:
+        (result,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
+        if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            log = bytearray(_check(nvrtc, *nvrtc.nvrtcGetProgramLogSize(program)))
+            _check(nvrtc, *nvrtc.nvrtcGetProgramLog(program, log))
+            raise RuntimeError(f"NVRTC could not compile {source}: {log.decode(errors='replace').rstrip(chr(0))}")
+        image = bytearray(_check(nvrtc, *nvrtc.nvrtcGetCUBINSize(program)))
+        _check(nvrtc, *nvrtc.nvrtcGetCUBIN(program, image))
+        return bytes(image)
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
+
+
+def warm_up(device_index: int = 0) -> None:
+    """Load every kernel onto a GPU, compiling where needed, so that a CUDA graph capture may begin with any op."""
+    if _library is None:
+        raise RuntimeError("warm_up: the op library must be loaded, got none: import mla_fp8 first")
+    error = ctypes.create_string_buffer(_ERROR_BYTES)
+    if _library.mla_fp8_warm_up(ctypes.c_int(device_index), error, ctypes.c_size_t(_ERROR_BYTES)) != 0:
+        raise RuntimeError(error.value.decode(errors="replace"))
+
+
+def register(library: str | os.PathLike[str]) -> None:
+    """Let the op library, which is loaded already, ask this module for images."""
+    global _library
+    _library = ctypes.CDLL(os.fspath(library))
+    _library.mla_fp8_set_image_loader(_callback)
+
+
+def _load_into(name: bytes, device_index: int, data: Any, size: Any, error: Any, error_size: int) -> int:
+    key = name.decode()
+    try:
+        with _lock:  # threads that need the same image wait for the first
+            if key not in _images:
+                image = load(key)
+                _images[key] = ctypes.create_string_buffer(image, len(image))
+        data[0] = ctypes.addressof(_images[key])
+        size[0] = len(_images[key])
+        return 0
+    except BaseException as e:  # nothing may leave a C callback
+        message = f"{type(e).__name__}: {e}".encode()[: error_size - 1] + b"\0"
+        ctypes.memmove(error, message, len(message))
+        return 1
+
+
+_callback = _LOADER(_load_into)  # alive as long as the library may call it
+
+
+def _import_nvrtc() -> Any:
+    try:
+        from cuda.bindings import nvrtc
+
+        nvrtc.nvrtcVersion()  # finds libnvrtc
+        return nvrtc
+    except (ImportError, RuntimeError, OSError) as e:
+        raise RuntimeError(
+            "the kernels are not embedded in this build, and NVRTC must be there to compile them: run "
+            f"`pip install mla_fp8[cuda] nvidia-cuda-nvrtc`, or rebuild with nvcc on the PATH ({e})"
+        ) from e
+
+
+def _check(nvrtc: Any, result: Any, value: Any = None) -> Any:
+    if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        raise RuntimeError(f"NVRTC failed: {result.name}")
+    return value
+
+
+def _key(nvrtc: Any, sources: Path, options: list[str]) -> str:
+    """Changes with any source, option or compiler."""
+    digest = hashlib.sha256(repr((nvrtc.nvrtcVersion()[1:], options)).encode())
+    for path in sorted([*sources.glob("kernels/**/*"), sources / "config" / "tiles.h"]):
+        if path.is_file():
+            digest.update(f"{path.relative_to(sources).as_posix()}\0{path.stat().st_size}\0".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    digest, image = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+    return image if hashlib.sha256(image).digest() == digest else None
+
+
+def _write(path: Path, image: bytes) -> None:
+    """Readers see the old file or the whole new one. Without a cache the next process only takes longer."""
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=".tmp", delete=False) as file:
+            temporary = file.name
+            file.write(hashlib.sha256(image).digest() + image)
+        os.replace(temporary, path)
+    except OSError as e:
+        _log.warning("mla_fp8: the compiled kernel cannot be kept: %s", e)
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)

@@ -1,0 +1,115 @@
+"""kv_b_proj cut into heads, and its 128x128 block scales: plain functions behind `AbsorbedWeights`."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mla_fp8.reference import FP8_MAX, GROUP, to_fp8
+
+E4M3 = torch.float8_e4m3fn
+UNQUANTIZED = (torch.bfloat16, torch.float16, torch.float32)
+MAX_HEAD_DIM = 16_384  # largest N and K of the products
+MIN_AMAX_FLOOR = 1e-30  # below it 1 / scale would overflow fp32
+VIEW_ALIGNMENT_BYTES = 16  # addresses and strides of a weight, as TMA takes them
+E8M0_ZERO_BITS = 0x0040_0000  # exponent code 0 is 2^-127, a subnormal of fp32
+FP32_MANTISSA_BITS = 23
+
+
+class HeadDims(NamedTuple):
+    """How kv_b_proj's rows [H*(D+V)] split into heads."""
+
+    num_heads: int  # H
+    qk_nope_head_dim: int  # D
+    v_head_dim: int  # V
+
+    @property
+    def rows(self) -> int:
+        return self.num_heads * (self.qk_nope_head_dim + self.v_head_dim)
+
+
+def require(ok: bool, where: str, argument: str, rule: str, got: object) -> None:
+    """Raise the one kind of error that Python helpers of this package raise."""
+    if not ok:
+        raise ValueError(f"{where}: {argument} must {rule}, got {got}")
+
+
+def require_int(where: str, argument: str, value: object, minimum: int) -> None:
+    """`value` is a whole number of at least `minimum`; True and False are no numbers here."""
+    ok = isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+    require(ok, where, argument, f"be an integer >= {minimum}", repr(value))
+
+
+def require_head_dim(where: str, argument: str, value: object) -> None:
+    """A head's rows can be cut out only if they end where a block of scales ends."""
+    ok = isinstance(value, int) and 0 < value <= MAX_HEAD_DIM and value % GROUP == 0
+    rule = f"be a multiple of {GROUP}, for one scale covers a {GROUP}x{GROUP} block and no block may span two heads"
+    supported = f"supported: {GROUP}, {2 * GROUP}, {3 * GROUP}, ..., {MAX_HEAD_DIM}"
+    require(ok, where, argument, f"{rule} ({supported})", repr(value))
+
+
+def require_weight(where: str, weight: Tensor, dtypes: tuple[torch.dtype, ...], dims: HeadDims) -> None:
+    """`weight` is kv_b_proj [H*(D+V), R] of these dims."""
+    require_int(where, "num_heads", dims.num_heads, 1)
+    require_head_dim(where, "qk_nope_head_dim", dims.qk_nope_head_dim)
+    require_head_dim(where, "v_head_dim", dims.v_head_dim)
+    require(weight.dtype in dtypes, where, "weight", "be " + " or ".join(map(str, dtypes)), weight.dtype)
+    require(weight.dim() == 2, where, "weight", "have 2 dimensions", list(weight.shape))
+    rule = f"have {dims.num_heads} * ({dims.qk_nope_head_dim} + {dims.v_head_dim}) = {dims.rows} rows"
+    require(weight.shape[0] == dims.rows, where, "weight", rule, list(weight.shape))
+    require_head_dim(where, "kv_lora_rank", weight.shape[1])
+
+
+def decode_scale(where: str, scale: Tensor, scale_fmt: str | None) -> Tensor:
+    """Any scale that a checkpoint may hold -> finite float32."""
+    exponents = scale.dtype == torch.float8_e8m0fnu or (scale.dtype == torch.uint8 and scale_fmt == "ue8m0")
+    rule = "be float32, float8_e8m0fnu, or uint8 exponents with scale_fmt 'ue8m0'"
+    got = f"{scale.dtype} with scale_fmt {scale_fmt!r}"
+    require(exponents or scale.dtype == torch.float32, where, "weight_scale_inv", rule, got)
+    if exponents:
+        codes = scale.view(torch.uint8).int()
+        bits = torch.where(codes == 0, E8M0_ZERO_BITS, codes << FP32_MANTISSA_BITS)
+        scale = bits.view(torch.float32)  # 255, the format's NaN, becomes Inf
+    if not scale.is_meta:
+        bad = (~scale.isfinite()).nonzero()
+        require(bad.shape[0] == 0, where, "weight_scale_inv", "be finite", f"NaN or Inf in block {bad[:1].tolist()}")
+    return scale
+
+
+def cut_heads(
+    where: str, weight: Tensor, scale: Tensor, dims: HeadDims, scale_fmt: str | None, copy_w_uv: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """kv_b_proj -> w_uk [H,R,D], its scale, w_uv [H,V,R] (a view where it may be one), its scale; no bit is lost."""
+    require_weight(where, weight, (E4M3,), dims)
+    blocks = [extent // GROUP for extent in weight.shape]
+    rule = f"be {blocks}, one scale a {GROUP}x{GROUP} block of weight"
+    require(list(scale.shape) == blocks, where, "weight_scale_inv", rule, list(scale.shape))
+    require(scale.device == weight.device, where, "weight_scale_inv", f"be on {weight.device}", scale.device)
+    scale = decode_scale(where, scale.detach(), scale_fmt)
+
+    heads, nope, v_dim = dims
+    w_uk, w_uv = torch.split(weight.detach().view(heads, nope + v_dim, -1), [nope, v_dim], dim=1)
+    uk_scale, uv_scale = torch.split(scale.view(heads, -1, blocks[1]), [nope // GROUP, v_dim // GROUP], dim=1)
+    aligned = not any(n % VIEW_ALIGNMENT_BYTES for n in (0 if weight.is_meta else w_uv.data_ptr(), *w_uv.stride()[:2]))
+    if copy_w_uv or w_uv.stride(2) != 1 or not aligned:
+        w_uv = contiguous_copy(w_uv)
+    return contiguous_copy(w_uk.mT), contiguous_copy(uk_scale.mT), w_uv, contiguous_copy(uv_scale)
+
+
+def quantize_blocks(where: str, weight: Tensor, dims: HeadDims, amax_floor: float) -> tuple[Tensor, Tensor]:
+    """Unquantized kv_b_proj [N,R] -> e4m3 [N,R] and fp32 [N/128,R/128]; tensor division is IEEE on CUDA too."""
+    require_weight(where, weight, UNQUANTIZED, dims)
+    ok = MIN_AMAX_FLOOR <= amax_floor < float("inf")
+    require(ok, where, "amax_floor", f"be finite and >= {MIN_AMAX_FLOOR}", amax_floor)
+    blocks = weight.detach().float().view(-1, GROUP, weight.shape[1] // GROUP, GROUP)
+    amax = blocks.abs().amax((1, 3))
+    bad = (~amax.isfinite()).nonzero()
+    require(bad.shape[0] == 0, where, "weight", "be finite", f"NaN or Inf in block {bad[:1].tolist()}")
+    floor = torch.tensor(amax_floor, dtype=torch.float32, device=weight.device)
+    scale = torch.maximum(amax, floor) / torch.full_like(floor, FP8_MAX)
+    return to_fp8(blocks, scale[:, None, :, None]).reshape(weight.shape), scale
+
+
+def contiguous_copy(tensor: Tensor) -> Tensor:
+    """A copy that owns its memory, and no more of it than `tensor` has elements."""
+    return tensor.clone(memory_format=torch.contiguous_format)

@@ -1,0 +1,244 @@
+"""The weights of MLA's two absorbed products, cut once from a checkpoint's kv_b_proj and kept in FP8."""
+
+import copy
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mla_fp8.checkpoint import KV_B_PROJ, read_kv_b_proj
+from mla_fp8.kv_b_proj import E4M3, HeadDims, contiguous_copy, cut_heads, quantize_blocks, require, require_head_dim
+from mla_fp8.reference import AMAX_FLOOR, GROUP, dequantize_blocks
+
+BUFFERS = ("w_uk", "w_uk_scale", "w_uv", "w_uv_scale")
+
+
+class AbsorbedWeights(nn.Module):
+    """W_UK and W_UV of one MLA layer in FP8, in the layouts that `absorb_q` and `v_up` read.
+
+    Args:
+        w_uk: [H, R, D] float8_e4m3fn, W_UK of each head transposed.
+        w_uk_scale: [H, R/128, D/128] float32, one scale a 128x128 block; it multiplies.
+        w_uv: [H, V, R] float8_e4m3fn, often a view of the checkpoint (head stride (D+V)*R).
+        w_uv_scale: [H, V/128, R/128] float32.
+
+    Raises: ValueError for dtypes, ranks, extents that disagree, dims that are no multiple of 128, more than one device.
+    Notes: the four are buffers. Moving the module to a device moves them; casting it (`.half()`, `.to(torch.bfloat16)`)
+        leaves their dtypes alone. A deepcopy owns its memory. `torch.save` of a view writes the whole tensor behind it.
+    Source: DeepSeek-V2 (arXiv 2405.04434), section 2.1.2: W_UK is absorbed into W_Q, W_UV into W_O.
+    Example:
+        >>> weight, scale = torch.zeros(16 * 256, 512).to(torch.float8_e4m3fn), torch.ones(16 * 2, 4)
+        >>> AbsorbedWeights.from_kv_b_proj(weight, scale, num_heads=16).w_uk.shape
+        torch.Size([16, 512, 128])
+    """
+
+    w_uk: Tensor
+    w_uk_scale: Tensor
+    w_uv: Tensor
+    w_uv_scale: Tensor
+
+    def __init__(self, w_uk: Tensor, w_uk_scale: Tensor, w_uv: Tensor, w_uv_scale: Tensor) -> None:
+        super().__init__()
+        where, tensors = "AbsorbedWeights", (w_uk, w_uk_scale, w_uv, w_uv_scale)
+        for name, tensor in zip(BUFFERS, tensors, strict=True):
+            dtype = torch.float32 if name.endswith("scale") else E4M3
+            require(tensor.dtype == dtype, where, name, f"be {dtype}", tensor.dtype)
+            require(tensor.dim() == 3, where, name, "have 3 dimensions", list(tensor.shape))
+            require(tensor.device == w_uk.device, where, name, f"be on {w_uk.device} as w_uk is", tensor.device)
+        (heads, lora, nope), v_dim = w_uk.shape, w_uv.shape[1]
+        require(heads >= 1, where, "w_uk", "have at least one head", list(w_uk.shape))
+        for argument, dim in (("kv_lora_rank", lora), ("qk_nope_head_dim", nope), ("v_head_dim", v_dim)):
+            require_head_dim(where, argument, dim)
+        shapes = ((lora, nope), (lora // GROUP, nope // GROUP), (v_dim, lora), (v_dim // GROUP, lora // GROUP))
+        for name, tensor, shape in zip(BUFFERS, tensors, shapes, strict=True):
+            require(tensor.shape == (heads, *shape), where, name, f"be {[heads, *shape]}", list(tensor.shape))
+            self.register_buffer(name, tensor.detach())
+
+    @classmethod
+    def from_kv_b_proj(
+        cls,
+        weight: Tensor,
+        weight_scale_inv: Tensor,
+        num_heads: int,
+        *,
+        qk_nope_head_dim: int = 128,
+        v_head_dim: int = 128,
+        scale_fmt: str | None = None,
+        copy_w_uv: bool = False,
+    ) -> "AbsorbedWeights":
+        """Cut kv_b_proj into heads, without loss: `w_uk` is a transposed copy, `w_uv` a view of `weight`.
+
+        Args:
+            weight: [H*(D+V), R] float8_e4m3fn; row h*(D+V)+i is W_UK[h] for i < D, else W_UV[h].
+            weight_scale_inv: [H*(D+V)/128, R/128] float32, or float8_e8m0fnu, or, with scale_fmt="ue8m0", uint8 holding
+                exponents: 2^(e-127), where 255 is NaN and refused. It multiplies, as its name does not say.
+            num_heads: H, of this rank.
+            qk_nope_head_dim, v_head_dim: D and V, multiples of 128.
+            scale_fmt: `quantization_config.scale_fmt` of the checkpoint; read for uint8 scales only.
+            copy_w_uv: False: `w_uv` is a view, which keeps the whole storage of `weight` alive and sees writes to it
+                (copied all the same where `weight` is not aligned to 16 bytes). True: it owns its memory.
+
+        Returns: the weights, on `weight`'s device.
+        Raises: ValueError for a wrong dtype, rank or extent, a head dim that is no multiple of 128, a scale that is not
+            finite, or tensors on two devices.
+        """
+        dims = HeadDims(num_heads, qk_nope_head_dim, v_head_dim)
+        return cls(*cut_heads("from_kv_b_proj", weight, weight_scale_inv, dims, scale_fmt, copy_w_uv))
+
+    @classmethod
+    def from_bf16(
+        cls,
+        weight: Tensor,
+        num_heads: int,
+        *,
+        qk_nope_head_dim: int = 128,
+        v_head_dim: int = 128,
+        amax_floor: float = AMAX_FLOOR,
+    ) -> "AbsorbedWeights":
+        """Quantize kv_b_proj in 128x128 blocks: scale = max(amax, amax_floor) / 448, value = e4m3(w * (1/scale)).
+
+        Args:
+            weight: [H*(D+V), R] bfloat16, float16 or float32, finite.
+            num_heads, qk_nope_head_dim, v_head_dim: H, D, V as in `from_kv_b_proj`.
+            amax_floor: a block's largest magnitude counts as at least this; finite, >= 1e-30.
+
+        Returns: weights that own their memory, on `weight`'s device; for normal data their relative error is 2.6e-2.
+        Raises: ValueError as `from_kv_b_proj`, and for an `amax_floor` out of range or a `weight` that is not finite.
+        """
+        dims = HeadDims(num_heads, qk_nope_head_dim, v_head_dim)
+        value, scale = quantize_blocks("from_bf16", weight, dims, amax_floor)
+        return cls(*cut_heads("from_bf16", value, scale, dims, None, copy_w_uv=True))
+
+    @classmethod
+    def from_safetensors(
+        cls,
+        directory: str | Path,
+        layer: int,
+        tp_rank: int = 0,
+        tp_size: int = 1,
+        *,
+        copy_w_uv: bool = False,
+        quantize_bf16: bool = False,
+        name: str = KV_B_PROJ,
+    ) -> "AbsorbedWeights":
+        """Load one layer of a DeepSeek-format checkpoint: only this rank's rows are read, through a memory map.
+
+        Args:
+            directory: holds config.json (head dims, block size, scale_fmt) and model.safetensors.index.json or
+                model.safetensors.
+            layer: index of the decoder layer.
+            tp_rank, tp_size: this rank takes heads [tp_rank*H/tp_size, (tp_rank+1)*H/tp_size).
+            copy_w_uv: as in `from_kv_b_proj`; here the view is of the mapped file, which must not be rewritten in place
+                as long as the view lives. Moving to a GPU, or a deepcopy, ends it.
+            quantize_bf16: allow a checkpoint without FP8 weights, quantized as by `from_bf16`.
+            name: the tensors' name before `.weight` and `.weight_scale_inv`, with `{layer}` in it.
+
+        Returns: the weights of this rank, on the CPU.
+        Raises: ValueError for a `tp_rank` out of range, a missing or broken file, a `tp_size` that does not divide the
+            heads, a missing tensor, a block size other than 128x128, and as `from_kv_b_proj`.
+        """
+        where, found = "from_safetensors", read_kv_b_proj(directory, layer, tp_rank, tp_size, name)
+        weight, scale, dims, scale_fmt = found
+        if scale is not None:
+            return cls(*cut_heads(where, weight, scale, dims, scale_fmt, copy_w_uv))
+        rule = "be float8_e4m3fn (quantize_bf16=True quantizes others, with loss)"
+        require(quantize_bf16, where, name.format(layer=layer) + ".weight", rule, weight.dtype)
+        return cls(*cut_heads(where, *quantize_blocks(where, weight, dims, AMAX_FLOOR), dims, None, copy_w_uv=True))
+
+    @torch.no_grad()
+    def update_(
+        self,
+        source: "AbsorbedWeights | Tensor",
+        weight_scale_inv: Tensor | None = None,
+        *,
+        scale_fmt: str | None = None,
+    ) -> "AbsorbedWeights":
+        """Overwrite the weights in place, for a refit: every address stays, so CUDA graphs that read them stay valid.
+
+        Args:
+            source: other AbsorbedWeights; or this rank's kv_b_proj weight, FP8 with its `weight_scale_inv` or, without
+                one, bfloat16, float16 or float32, quantized as by `from_bf16`. Any device.
+            weight_scale_inv, scale_fmt: as in `from_kv_b_proj`.
+
+        Returns: self.
+        Raises: ValueError as the constructors, and where extents differ from these; nothing is written then.
+        Notes: where `w_uv` is a view of the first checkpoint tensor, that tensor is written too.
+        """
+        where, dims = "update_", HeadDims(self.num_heads, self.qk_nope_head_dim, self.v_head_dim)
+        if isinstance(source, Tensor):
+            if weight_scale_inv is None:
+                source, weight_scale_inv = quantize_blocks(where, source, dims, AMAX_FLOOR)
+            source = AbsorbedWeights(*cut_heads(where, source, weight_scale_inv, dims, scale_fmt, copy_w_uv=False))
+        rule = "be AbsorbedWeights or a Tensor"
+        require(isinstance(source, AbsorbedWeights), where, "source", rule, type(source).__name__)
+        shapes = [list(buffer.shape) for buffer in (self.w_uk, self.w_uv)]
+        got = [list(buffer.shape) for buffer in (source.w_uk, source.w_uv)]
+        require(shapes == got, where, "source", f"make w_uk and w_uv of {shapes}", got)
+        for name in BUFFERS:
+            getattr(self, name).copy_(getattr(source, name))
+        return self
+
+    def dequantize(self) -> tuple[Tensor, Tensor]:
+        """W_UK [H, D, R] and W_UV [H, V, R] in float32: value * scale, rounded once, as the checkpoint dequantizes."""
+        w_uk, w_uv = dequantize_blocks(self.w_uk, self.w_uk_scale), dequantize_blocks(self.w_uv, self.w_uv_scale)
+        return w_uk.float().mT.contiguous(), w_uv.float()
+
+    @property
+    def num_heads(self) -> int:
+        return self.w_uk.shape[0]
+
+    @property
+    def kv_lora_rank(self) -> int:
+        return self.w_uk.shape[1]
+
+    @property
+    def qk_nope_head_dim(self) -> int:
+        return self.w_uk.shape[2]
+
+    @property
+    def v_head_dim(self) -> int:
+        return self.w_uv.shape[1]
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of the four tensors (a view of the checkpoint keeps more alive)."""
+        return sum(buffer.nbytes for buffer in self.buffers())
+
+    def extra_repr(self) -> str:
+        dims = ("num_heads", "qk_nope_head_dim", "kv_lora_rank", "v_head_dim", "memory_bytes")
+        return ", ".join(f"{dim}={getattr(self, dim)}" for dim in dims) + f", device={self.w_uk.device}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AbsorbedWeights":
+        """Moves pass, casts do not: `fn` sees integers, which `.to(dtype)`, `.half()` and the like leave alone."""
+
+        def keep_dtype(buffer: Tensor) -> Tensor:
+            bits = buffer.view(torch.uint8 if buffer.dtype == E4M3 else torch.int32)
+            moved = fn(bits)
+            if moved is bits or moved.dtype != bits.dtype:  # `.type()` casts integers too
+                return buffer.to(moved.device)
+            return moved.view(buffer.dtype)
+
+        super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "AbsorbedWeights":
+        """Copy the four tensors and not the storage behind them, which may be a whole checkpoint tensor."""
+        for buffer in self.buffers():
+            memo.setdefault(id(buffer), contiguous_copy(buffer))
+        twin = memo[id(self)] = self.__class__.__new__(self.__class__)
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        """Refuse other dtypes, which `copy_` would convert in silence."""
+        wrong = [
+            f"AbsorbedWeights: {prefix}{name} must be {buffer.dtype}, got {state_dict[prefix + name].dtype}"
+            for name, buffer in self.named_buffers()
+            if prefix + name in state_dict and state_dict[prefix + name].dtype != buffer.dtype
+        ]
+        if not wrong:
+            super()._load_from_state_dict(state_dict, prefix, *rest)
+        error_msgs: list[str] = rest[-1]
+        error_msgs.extend(wrong)
