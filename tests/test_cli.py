@@ -1,0 +1,175 @@
+"""`python -m mla_fp8 explain` and what it prints."""
+
+import doctest
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mla_fp8 import config
+from mla_fp8.__main__ import main
+from mla_fp8.config import Device, explain
+
+OPS = ["quantize_q_nope", "bmm", "absorb_q", "v_up", "v_up_quantized"]
+ESCAPE = "\x1b"
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    code = main(["explain", *arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_explain_prints_the_table(capsys):
+    code, out, err = run(capsys, "--op", "absorb_q", "--s", "17", "--heads", "128")
+    assert (code, err) == (0, "")
+    winner = explain("absorb_q", s=17, heads=128).winner.config
+    marked = [line for line in out.splitlines() if line.startswith("* ")]
+    assert len(marked) == 1
+    assert marked[0].split()[1] == winner.tile.symbol.removeprefix("absorb_q_")
+    assert f"{winner.tile.smem_bytes:,}" in marked[0]
+    assert f"{winner.modelled_us:.2f}" in marked[0]
+    assert f"{winner.tile.symbol} is selected" in out
+    assert "s=17, heads=128, n=512, k=128" in out
+    assert "Dropped: " in out
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("s", ["0", "1", "17", "8192", "2147483647"])
+@pytest.mark.parametrize("align", ["2", "16"])
+def test_explain_fits_80_columns(capsys, op, s, align):
+    code, out, _ = run(capsys, "--op", op, "--s", s, "--align", align)
+    assert code == 0
+    assert max(len(line) for line in out.splitlines()) <= 80
+    assert ESCAPE not in out
+    assert "…" not in out
+
+
+def test_explain_prints_every_candidate_once(capsys):
+    for op in OPS:
+        explanation = explain(op, s=100, heads=16)
+        _, out, _ = run(capsys, "--op", op, "--s", "100", "--heads", "16")
+        first_words = [line.lstrip("* ").split()[0] for line in out.splitlines() if line.strip("* ")]
+        for candidate in explanation.candidates:
+            tile = candidate.config.tile
+            assert first_words.count(tile.symbol.removeprefix(f"{tile.op.name}_")) == 1
+
+
+def test_explain_json_parses(capsys):
+    code, out, _ = run(capsys, "--op", "v_up_quantized", "--s", "3", "--json")
+    values = json.loads(out)
+    assert code == 0
+    assert values["problem"]["s"] == 3
+    assert values["problem"]["out_bytes"] == 1
+    kept = {one["symbol"]: one for one in values["candidates"] if one["kept"]}
+    assert values["winner"] in kept
+    assert kept[values["winner"]]["modelled_us"] == min(one["modelled_us"] for one in kept.values())
+    assert all(one["reason"] for one in values["candidates"] if not one["kept"])
+
+
+def test_explain_no_rows(capsys):
+    code, out, _ = run(capsys, "--op", "absorb_q", "--s", "0")
+    assert code == 0
+    assert "launches nothing" in out
+
+
+def test_explain_device_settings(capsys):
+    code, out, _ = run(capsys, "--op", "absorb_q", "--s", "17", "--device", "num_sms=78", "--device", "dram_gbps=4000")
+    assert code == 0
+    assert "on 78 SMs" in out
+    assert "4,000 GB/s" in out
+
+
+def test_explain_rejects_unsupported_problems(capsys):
+    code, out, err = run(capsys, "--op", "bmm", "--s", "-7", "--n", "130")
+    assert (code, out) == (1, "")
+    assert "s must be in [0, 2147483647], got -7; n must be a multiple of 128 in [128, 16384], got 130" in err
+
+
+def test_explain_shows_reasons_when_every_tile_is_dropped(capsys):
+    code, out, _ = run(capsys, "--op", "bmm", "--s", "7", "--device", "smem_bytes_per_cta=10")
+    assert code == 1
+    assert "every one is dropped" in out
+    assert "bytes of shared memory, the device has 10 a CTA" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["explain"],
+        ["explain", "--op", "softmax", "--s", "1"],
+        ["explain", "--op", "bmm", "--s", "many"],
+        ["explain", "--op", "bmm", "--s", "1", "--device", "colour=3"],
+        ["explain", "--op", "bmm", "--s", "1", "--device", "num_sms=many"],
+    ],
+    ids=" ".join,
+)
+def test_usage_errors_exit_with_2(capsys, arguments):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: python -m mla_fp8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ({"op": "softmax"}, "op must be one of .*, got 'softmax'"),
+        ({"out_dtype": "int8"}, "out_dtype must be one of .*, got 'int8'"),
+        ({"op": "v_up_quantized", "out_dtype": "bfloat16"}, "out_dtype must be float8_e4m3fn"),
+        ({"m_alignment": 0}, "m_alignment must be at least 1, got 0"),
+        ({"heads": 0}, "heads must be"),
+    ],
+)
+def test_explain_function_rejects(fault, message):
+    with pytest.raises(ValueError, match=message):
+        explain(**({"op": "absorb_q", "s": 1, "heads": 1} | fault))
+
+
+def test_explain_function_is_text_and_values():
+    explanation = explain(
+        "absorb_q", s=17, heads=128, pe=64, out_dtype="torch.float8_e4m3fn", device=Device(num_sms=16)
+    )
+    assert "e4m3 output" in str(explanation)
+    assert "pe=64" in str(explanation)
+    assert explanation.to_dict()["device"]["num_sms"] == 16
+    assert json.loads(json.dumps(explanation.to_dict())) == explanation.to_dict()
+
+
+def test_docstring_example_runs():
+    ran = doctest.testmod(config)
+    assert ran.attempted > 0
+    assert ran.failed == 0
+
+
+def test_module_runs_as_a_program():
+    command = [sys.executable, "-m", "mla_fp8", "explain", "--op", "absorb_q", "--s", "17", "--heads", "128"]
+    ran = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "is selected" in ran.stdout
+    assert ESCAPE not in ran.stdout
+
+
+def test_colours_on_a_terminal():
+    pty = pytest.importorskip("pty")
+    terminal, inside = pty.openpty()
+    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | {"TERM": "xterm-256color"}
+    command = [sys.executable, "-m", "mla_fp8", "explain", "--op", "bmm", "--s", "1"]
+    with subprocess.Popen(command, stdout=inside, env=environment) as process:
+        os.close(inside)
+        printed = b""
+        while chunk := _read(terminal):
+            printed += chunk
+    os.close(terminal)
+    assert process.returncode == 0
+    assert ESCAPE.encode() in printed
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 65536)
+    except OSError:  # Linux reports a closed pseudo-terminal so
+        return b""

@@ -1,0 +1,161 @@
+"""NVRTC needs no GPU: every kernel is compiled here as a machine without an embedded image would."""
+
+import ctypes
+import logging
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mla_fp8 import jit
+
+OPS = ("quantize_q_nope", "bmm", "absorb_q", "v_up")
+ELF_MAGIC = b"\x7fELF"
+SMALL = "quantize_q_nope"
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "mla_fp8"
+
+
+def cached_files(cache):
+    return sorted(cache.iterdir()) if cache.is_dir() else []
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_jit_compiles_every_kernel(cache, op):
+    image = jit.load(op)
+    assert image.startswith(ELF_MAGIC)
+    tiles = (jit.source_directory() / "config" / "tiles.h").read_text()
+    symbols = {line.split("(")[1].split(",")[0] for line in tiles.splitlines() if line.startswith(f"  X({op}")}
+    missing = [symbol for symbol in symbols if b"\0.text." + symbol.encode() + b"\0" not in image]
+    assert symbols and not missing, f"{op}: no code for {missing}"
+
+
+def test_jit_second_load_comes_from_the_cache(cache, caplog):
+    with caplog.at_level(logging.INFO, "mla_fp8"):
+        first = jit.load(SMALL)
+        assert [r for r in caplog.messages if SMALL in r], "compiling is announced"
+        caplog.clear()
+        assert jit.load(SMALL) == first
+    assert not caplog.messages, "a cache hit is silent"
+    assert len(cached_files(cache)) == 1
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "one_bit", "no_digest"])
+def test_jit_recovers_from_a_damaged_cache_file(cache, damage):
+    first = jit.load(SMALL)
+    (path,) = cached_files(cache)
+    whole = path.read_bytes()
+    bad = bytearray(whole)
+    bad[len(bad) // 2] ^= 1
+    path.write_bytes({"empty": b"", "truncated": whole[:-1], "one_bit": bytes(bad), "no_digest": first}[damage])
+    assert jit.load(SMALL) == first
+    assert path.read_bytes() == whole
+
+
+def test_jit_key_changes_with_the_sources(cache, tmp_path, monkeypatch):
+    jit.load(SMALL)
+    copy = tmp_path / "csrc"
+    subprocess.run(["cp", "-r", str(jit.source_directory()), str(copy)], check=True)
+    monkeypatch.setattr(jit, "source_directory", lambda: copy)
+    jit.load(SMALL)
+    assert len(cached_files(cache)) == 1, "the same sources elsewhere are the same image"
+    header = copy / "kernels" / "types.h"
+    header.write_text(header.read_text() + "// changed\n")
+    jit.load(SMALL)
+    assert len(cached_files(cache)) == 2
+
+
+def _load_at_once(barrier, queue):
+    barrier.wait()
+    queue.put(jit.load(SMALL))
+
+
+def test_jit_processes_may_compile_at_once(cache):
+    context = multiprocessing.get_context("fork")
+    barrier, queue = context.Barrier(3), context.Queue()
+    processes = [context.Process(target=_load_at_once, args=(barrier, queue)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    images = [queue.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join()
+    assert len(set(images)) == 1
+    (path,) = cached_files(cache)
+    assert path.suffix == ".cubin", "no temporary file is left"
+
+
+def test_jit_interrupted_write_leaves_no_cache_file(cache, monkeypatch):
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(jit.os, "replace", fail)
+    assert jit.load(SMALL).startswith(ELF_MAGIC), "a cache that cannot be written is no error"
+    assert cached_files(cache) == []
+
+
+def test_jit_works_without_a_writable_cache(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.write_text("not a directory")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(file))
+    assert jit.load(SMALL).startswith(ELF_MAGIC)
+
+
+@pytest.mark.parametrize("value", ["", "relative/path"])
+def test_jit_ignores_a_cache_home_that_is_not_absolute(monkeypatch, value):
+    monkeypatch.setenv("XDG_CACHE_HOME", value)
+    assert jit.cache_directory() == Path.home() / ".cache" / "mla_fp8"
+
+
+def call_loader(name: bytes, error_size=8192):
+    data, size = ctypes.c_void_p(), ctypes.c_size_t()
+    error = ctypes.create_string_buffer(error_size)
+    result = jit._callback(name, 0, ctypes.byref(data), ctypes.byref(size), error, error_size)
+    return result, data.value, size.value, error.value.decode()
+
+
+def test_jit_callback_hands_over_memory_that_stays(cache, monkeypatch):
+    monkeypatch.setattr(jit, "_images", {})
+    result, data, size, _ = call_loader(SMALL.encode())
+    assert result == 0 and ctypes.string_at(data, size) == jit.load(SMALL)
+    assert call_loader(SMALL.encode())[1] == data, "one copy a process"
+
+
+def test_jit_compile_error_reaches_the_caller(cache, tmp_path, monkeypatch):
+    copy = tmp_path / "csrc"
+    subprocess.run(["cp", "-r", str(jit.source_directory()), str(copy)], check=True)
+    (copy / "kernels" / "types.h").write_text("#error planted fault\n")
+    monkeypatch.setattr(jit, "source_directory", lambda: copy)
+    result, _, _, error = call_loader(SMALL.encode())
+    assert result != 0 and "planted fault" in error and "quantize_q_nope.cu" in error
+    assert len(call_loader(SMALL.encode(), error_size=16)[3]) == 15, "an error is cut to the caller's buffer"
+    assert cached_files(cache) == []
+
+
+def test_jit_without_cuda_bindings_says_what_to_install(cache, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    with pytest.raises(RuntimeError, match=r"pip install mla_fp8\[cuda\]"):
+        jit.load(SMALL)
+
+
+def test_jit_import_leaves_cuda_alone(tmp_path):
+    code = """if True:
+        import sys, torch  # which may import some of it itself
+        before = set(sys.modules)
+        import mla_fp8
+        assert not {name for name in set(sys.modules) - before if name.split(".")[0] == "cuda"}
+    """
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+def test_jit_warm_up_without_a_gpu_says_so(tmp_path):
+    command = [sys.executable, "-c", "from mla_fp8 import jit; jit.warm_up()"]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert result.returncode != 0 and result.stderr.splitlines()[-1].startswith("RuntimeError: ")

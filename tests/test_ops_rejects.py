@@ -1,0 +1,128 @@
+"""A wrong input is an error that names op, argument, rule and value, before anything is written."""
+
+import re
+
+import helpers
+import pytest
+import torch
+from cases import CASE, CASES, each_case
+from faults import FAULTS, with_grad
+
+IDS = [str(fault) for fault in FAULTS]
+DEVICE_FAULTS = [fault for fault in FAULTS if fault.name == "on_another_device"]
+
+
+def assert_rejected(call, pattern):
+    with pytest.raises(RuntimeError) as error:
+        call()
+    assert re.fullmatch(pattern, str(error.value).split("\n")[0]), f"{error.value!r} does not match {pattern!r}"
+
+
+def spoiled(fault, rng, device):
+    """The arguments before and after the fault."""
+    arguments = CASE[fault.case].arguments(rng, 7, 3, device=device)
+    return arguments, arguments | {fault.argument: fault.spoil(arguments.get(fault.argument))}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=IDS)
+def test_op_rejects(rng, device, fault):
+    _, wrong = spoiled(fault, rng, device)
+    assert_rejected(lambda: CASE[fault.case].functional(**wrong), fault.pattern())
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=IDS)
+def test_op_out_rejects_and_leaves_its_views_unwritten(rng, device, fault):
+    case = CASE[fault.case]
+    arguments, wrong = spoiled(fault, rng, device)
+    views, buffers = case.out_views(case.call(arguments))
+    assert_rejected(lambda: case.out(**wrong, **views), fault.pattern())
+    for buffer in buffers:
+        helpers.assert_untouched_outside(buffer)
+
+
+@pytest.mark.parametrize("fault", DEVICE_FAULTS, ids=str)
+def test_op_library_rejects_a_device_mix_without_python_fakes(rng, fault):
+    """A C++ program has no fakes to catch a meta tensor, so the CPU function itself must refuse it."""
+    _, wrong = spoiled(fault, rng, "cpu")
+    cpu = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+    assert_rejected(
+        lambda: CASE[fault.case].functional.redispatch(cpu, **wrong), fault.pattern().replace("(meta|cpu)", ".*")
+    )
+
+
+def test_op_faults_cover_every_argument():
+    for case in {case.op: case for case in CASES}.values():
+        names = {argument.name for argument in case.functional._schema.arguments} - {"zero_pad"}
+        assert names == {fault.argument for fault in FAULTS if fault.case.split("-")[0] == case.op}
+
+
+def test_op_faults_are_many():
+    assert len(FAULTS) >= 60 and len(set(IDS)) == len(IDS)
+
+
+def test_v_up_quantized_rejects_two_groups_a_head(rng, device):
+    arguments = CASE["v_up_quantized"].arguments(rng, 7, 3, device=device)
+    arguments["w_uv"], arguments["w_uv_scale"] = helpers.random_weight(rng, 3, 256, 512, device)
+    pattern = r"v_up_quantized: w_uv must have V = 128, .*, got \[3, 256, 512\]"
+    assert_rejected(lambda: CASE["v_up_quantized"].functional(**arguments), pattern)
+
+
+@pytest.mark.parametrize("op", ["bmm", "absorb_q", "v_up", "v_up_quantized"])
+def test_op_on_cuda_rejects_a_weight_address_that_is_not_a_multiple_of_16(rng, device, op):
+    """Strides are ruled by the same check on both; the address matters to the tensor maps of CUDA only."""
+    case, name = CASE[op], {"bmm": "b", "absorb_q": "w_uk"}.get(op, "w_uv")
+    arguments = case.arguments(rng, 7, 3, device=device)
+    weight = arguments[name]
+    view, _ = helpers.strided(weight.shape, weight.stride(), 8, weight.dtype, device)
+    arguments[name] = view.copy_(weight)
+    if device == "cpu":
+        case.functional(**arguments)
+    else:
+        pattern = rf"{op}: {name} must start at a multiple of 16 bytes, got an address that is 8 bytes past one"
+        assert_rejected(lambda: case.functional(**arguments), pattern)
+
+
+def gradients(arguments):
+    return {name: with_grad(v) if torch.is_tensor(v) else v for name, v in arguments.items()}
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
+@each_case
+def test_op_accepts_gradients_without_grad_mode(rng, device, case, mode):
+    arguments = case.arguments(rng, 7, 3, device=device)
+    want = case.call(arguments)
+    views, _ = case.out_views(want)
+    with mode():
+        got = case.call(gradients(arguments))
+        case.out(**gradients(arguments), **views)
+    for result, view, expected in zip(got, views.values(), want, strict=True):
+        helpers.assert_same_bits(result, expected)
+        helpers.assert_same_bits(view, expected)
+
+
+@each_case
+def test_op_accepts_detached_tensors(rng, device, case):
+    arguments = case.arguments(rng, 7, 3, device=device)
+    detached = {n: v.detach() if torch.is_tensor(v) else v for n, v in gradients(arguments).items()}
+    for got, want in zip(case.call(detached), case.call(arguments), strict=True):
+        helpers.assert_same_bits(got, want)
+
+
+@each_case
+def test_op_compiled_rejects_a_gradient(rng, device, case):
+    arguments = case.arguments(rng, 7, 3, device=device)
+    first = next(iter(arguments))
+    arguments[first] = with_grad(arguments[first])
+    compiled = torch.compile(lambda **kwargs: case.functional(**kwargs), fullgraph=True, backend="aot_eager")
+    with pytest.raises(Exception, match=rf"{case.op}: {first} must not require grad"):
+        compiled(**arguments)
+
+
+@each_case
+def test_op_rejects_tensors_that_it_has_no_kernel_for(rng, case):
+    """Sparse and quantized tensors have no strides: the dispatcher refuses them before the op is reached."""
+    arguments = case.arguments(rng, 7, 3)
+    first = next(iter(arguments))
+    arguments[first] = arguments[first].float().to_sparse()
+    with pytest.raises((NotImplementedError, RuntimeError), match=case.op):
+        case.functional(**arguments)

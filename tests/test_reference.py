@@ -1,0 +1,84 @@
+"""The reference is the specification, so it is checked against the formulas written out by hand."""
+
+import math
+
+import helpers
+import pytest
+import torch
+from cases import CASE
+
+from mla_fp8 import reference
+
+
+def e4m3_values():
+    """Every finite e4m3 by its definition: 1 sign bit, 4 exponent bits biased by 7, 3 fraction bits, no infinity."""
+    values = {}
+    for code in range(256):
+        sign, exponent, fraction = -1.0 if code & 0x80 else 1.0, code >> 3 & 15, code & 7
+        if code & 0x7F == 0x7F:
+            continue
+        values[code] = sign * (fraction / 8 * 2.0**-6 if exponent == 0 else (1 + fraction / 8) * 2.0 ** (exponent - 7))
+    return values
+
+
+def test_reference_e4m3_codes_mean_what_the_format_says():
+    for code, value in e4m3_values().items():
+        assert torch.tensor(code, dtype=torch.uint8).view(helpers.E4M3).item() == value
+
+
+def test_reference_rounds_to_the_nearest_code_and_ties_to_even(rng):
+    """By search over all codes, without torch's conversion."""
+    values = e4m3_values()
+    midpoints = [(values[c] + values[c + 1]) / 2 for c in range(0x7E)]
+    numbers = midpoints + [-m for m in midpoints] + (torch.rand(500, generator=rng) * 1000 - 500).tolist()
+    got = reference.to_fp8(torch.tensor(numbers, dtype=torch.float64), torch.tensor(1.0)).view(torch.uint8).tolist()
+    for number, code in zip(numbers, got, strict=True):
+        nearest = min(abs(value - number) for value in values.values())
+        ties = [c for c, value in values.items() if abs(value - number) == nearest and (c >= 0x80) == (number < 0)]
+        assert code == (ties[0] if len(ties) == 1 else next(c for c in ties if c % 2 == 0)), number
+
+
+def test_reference_scale_is_amax_over_448(rng):
+    x = helpers.randn(rng, 5, 3, 256)
+    val, scale = reference.quantize(x)
+    groups = x.view(5, 3, 2, 128)
+    for index in [(0, 0, 0), (4, 2, 1), (2, 1, 0)]:
+        amax = max(abs(v) for v in groups[index].tolist())
+        assert math.isclose(scale[index].item(), amax / 448, rel_tol=2**-23)
+        position = int(groups[index].abs().argmax())
+        assert abs(val.view(5, 3, 2, 128)[index][position].item()) == 448
+
+
+def test_reference_dequantizes_within_the_format_error(rng):
+    """3 fraction bits: half a step of 2^-3 relative, and half of the least subnormal 2^-9 below 2^-6."""
+    x = helpers.randn(rng, 64, 3, 256)
+    val, scale = reference.quantize(x)
+    step = scale.double().repeat_interleave(128, -1)
+    bound = torch.maximum(x.double().abs() * 2.0**-4, step * 2.0**-10) * (1 + 2.0**-20)
+    assert ((val.double() * step - x.double()).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("name", ["absorb_q", "absorb_q-pe", "v_up"])
+def test_reference_product_is_the_sum_written_out(rng, dtype, name):
+    arguments = CASE[name].arguments(rng, 2, 2, dtype)
+    x, w, w_scale, *rest = arguments.values()
+    val, scale = reference.quantize(x)
+    got = getattr(reference, name.split("-")[0])(**arguments)
+    for s, h, n in [(0, 0, 0), (1, 1, 127), (1, 0, 77)]:
+        total = math.fsum(
+            val[s, h, k].item()
+            * scale[s, h, k // 128].item()
+            * w[h, n, k].item()
+            * w_scale[h, n // 128, k // 128].item()
+            for k in range(x.shape[2])
+        )
+        assert got[s, h, n].item() == torch.tensor(total, dtype=torch.float64).to(dtype).item()
+    if rest:
+        helpers.assert_same_bits(got[..., -rest[0].shape[-1] :], rest[0])
+
+
+def test_reference_bmm_is_absorb_q_by_heads(rng):
+    arguments = CASE["absorb_q"].arguments(rng, 9, 3)
+    q_nope, *weight = arguments.values()
+    got = reference.bmm(*reference.quantize_q_nope(q_nope), *weight, m=9).transpose(0, 1)
+    helpers.assert_same_bits(got, reference.absorb_q(**arguments))
