@@ -1,0 +1,210 @@
+"""Times absorb_q and v_up on the CPU against torch.bmm, and checks them against the reference first.
+
+    python benchmarks/cpu.py --s 1 16 128 --heads 128 --threads 2 --json cpu.json
+
+Weights take turns among several copies, as those of a model's layers do. Outside the timed call every contender gets
+its output allocated, and torch.bmm its activations converted and head-major and its weights dequantized; the FP8 ops
+get what a model holds. The ratio is over the faster of the two fp32 rows. On a busy machine, medians measure the rest.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+import mla_fp8
+from mla_fp8 import reference
+
+OPS = {"absorb_q": (512, 128, "q_out"), "v_up": (128, 512, "v_out")}  # n and k of DeepSeek-V3, the output's name
+PEER = "fp32 bmm"  # what the ratio column is over: the faster fp32 row
+TARGETS = {1: 0.5, 16: 0.8, 128: 1.0}  # S -> share of PEER's time
+TARGET_SETTING = (128, 2)  # heads, threads
+OWN_BOUND = (
+    3e-3  # relative Frobenius error against the reference: the output's bf16 rounding (2^-9 at most, 1.7e-3 rms)
+)
+PEER_BOUND = 4e-2  # bmm multiplies unquantized activations: FP8 rounds them with 2.6e-2
+SLOW_MS = 20_000.0  # a contender stops short of --rounds once it has run this long in all
+MIN_SAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Contender:
+    name: str
+    bytes: int  # moved by one call, each tensor once
+    calls: Sequence[Callable[[], Tensor]]  # one for each copy of the weights
+
+
+@dataclass(frozen=True)
+class Row:
+    op: str
+    s: int
+    heads: int
+    contender: str
+    samples: int
+    ms: float
+    p20_ms: float
+    p80_ms: float
+    min_ms: float
+    gbps: float
+    error: float
+    ratio: float = 0.0  # ms over the faster fp32 bmm's
+
+
+def size_bytes(*tensors: Tensor) -> int:
+    return sum(x.numel() * x.element_size() for x in tensors)
+
+
+def relative_error(got: Tensor, want: Tensor) -> float:
+    return float((got.double() - want.double()).norm() / want.double().norm())
+
+
+def peer(name: str, dtype: torch.dtype, x: Tensor, dense: Sequence[Tensor], repack: bool) -> Contender:
+    """torch.bmm over weights [H,N,K]ᵀ as the checkpoint has them, or repacked to [H,K,N]."""
+    a = x.transpose(0, 1).to(dtype).contiguous()
+    weights = [w.to(dtype).mT.contiguous() if repack else w.to(dtype).mT for w in dense]
+    out = torch.empty(a.shape[0], a.shape[1], weights[0].shape[2], dtype=dtype)
+
+    def call(w: Tensor) -> Callable[[], Tensor]:
+        return lambda: torch.bmm(a, w, out=out).transpose(0, 1)
+
+    return Contender(name, size_bytes(a, weights[0], out), [call(w) for w in weights])
+
+
+def contenders(op: str, s: int, heads: int, copies: int) -> tuple[list[Contender], Tensor]:
+    """The op first; and what the reference says that it returns."""
+    n, k, out_name = OPS[op]
+    torch.manual_seed(s)
+    x = torch.randn(s, heads, k).bfloat16()
+    weight = torch.randn(heads, n, k).mul_(60).clamp_(-448, 448).to(torch.float8_e4m3fn)
+    scale = torch.rand(heads, n // 128, k // 128).mul_(1e-3).add_(1e-4)
+    want = getattr(reference, op)(x, weight, scale)
+    run = getattr(torch.ops.mla_fp8, op).out
+    out = torch.empty_like(want)
+    fp8 = [weight.clone() for _ in range(copies)]
+    dense = reference.dequantize_blocks(weight, scale).float()
+
+    def call(w: Tensor) -> Callable[[], Tensor]:
+        return lambda: run(x, w, scale, **{out_name: out}) or out
+
+    own = Contender(f"mla_fp8.{op}", size_bytes(x, weight, scale, want), [call(w) for w in fp8])
+    peers = [
+        peer(f"{PEER} [H,K,N]", torch.float32, x, [dense.clone() for _ in range(copies)], repack=True),
+        peer(f"{PEER} [H,N,K]ᵀ", torch.float32, x, [dense.clone() for _ in range(copies)], repack=False),
+        peer("bf16 bmm [H,K,N]", torch.bfloat16, x, [dense for _ in range(copies)], repack=True),
+    ]
+    return [own, *peers], want
+
+
+def measure(op: str, s: int, heads: int, copies: int, rounds: int) -> list[Row]:
+    entries, want = contenders(op, s, heads, copies)
+    errors = [relative_error(entry.calls[0](), want) for entry in entries]
+    for index, (entry, error) in enumerate(zip(entries, errors, strict=True)):
+        bound = PEER_BOUND if index else OWN_BOUND
+        if not error < bound:
+            raise ValueError(f"{entry.name} at S={s}: relative error must be below {bound}, got {error:.2e}")
+    samples: list[list[float]] = [[] for _ in entries]
+    for turn in track(range(rounds), description=f"{op} S={s}", transient=True):
+        for entry, times in zip(entries, samples, strict=True):
+            if len(times) >= MIN_SAMPLES and sum(times) > SLOW_MS:
+                continue
+            call = entry.calls[turn % copies]
+            begin = time.perf_counter()
+            call()
+            times.append((time.perf_counter() - begin) * 1e3)
+    rows = []
+    for entry, times, error in zip(entries, samples, errors, strict=True):
+        p20, _, _, p80 = statistics.quantiles(times, n=5, method="inclusive")
+        ms = statistics.median(times)
+        gbps = entry.bytes / ms / 1e6
+        rows.append(Row(op, s, heads, entry.name, len(times), ms, p20, p80, min(times), gbps, error))
+    fastest = min(row.ms for row in rows if row.contender.startswith(PEER))
+    return [Row(**{**asdict(row), "ratio": row.ms / fastest}) for row in rows]
+
+
+def cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def environment(threads: int) -> dict[str, object]:
+    """What a result says about its origin."""
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    return {
+        "cpu": cpu_model(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "cpus": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
+        "threads": threads,
+        "torch": torch.__version__,
+        "mla_fp8": mla_fp8.__version__,
+        "commit": git.stdout.strip() if git.returncode == 0 else None,
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def table_of(rows: Sequence[Row], threads: int) -> Table:
+    first = rows[0]
+    title = f"{first.op}, S = {first.s}, H = {first.heads}, {threads} threads"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=0, collapse_padding=True)
+    for column in ("contender", "ms", "p20", "p80", "min", "GB/s", "error", f"x {PEER}", "target"):
+        table.add_column(column, justify="left" if column == "contender" else "right", no_wrap=True)
+    for row in rows:
+        own = row.contender.startswith("mla_fp8")
+        target = TARGETS.get(row.s) if own and (row.heads, threads) == TARGET_SETTING else None
+        verdict = "" if target is None else f"{target} {'met' if row.ratio <= target else 'missed'}"
+        times = [f"{value:.2f}" for value in (row.ms, row.p20_ms, row.p80_ms, row.min_ms)]
+        cells = [*times, f"{row.gbps:.1f}", f"{row.error:.1e}", f"{row.ratio:.2f}", verdict]
+        table.add_row(row.contender, *cells, style="bold" if own else "")
+    return table
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--op", nargs="+", choices=list(OPS), default=list(OPS))
+    parser.add_argument("--s", nargs="+", type=int, default=list(TARGETS), help="tokens")
+    parser.add_argument("--heads", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=50, help="samples of each contender")
+    parser.add_argument("--copies", type=int, default=4, help="of the weights, taken in turn")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows and where they come from")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    console = Console()
+    where = environment(args.threads)
+    rows: list[Row] = []
+    try:
+        for op in args.op:
+            for s in args.s:
+                rows += (case := measure(op, s, args.heads, args.copies, args.rounds))
+                console.print(table_of(case, args.threads))
+    except ValueError as error:
+        console.print(f"wrong result: {error}", style="red")
+        return 1
+    console.print(", ".join(f"{key} {value}" for key, value in where.items()), style="dim")
+    if args.json:
+        args.json.write_text(json.dumps({**where, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    with torch.no_grad():
+        sys.exit(main())

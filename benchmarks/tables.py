@@ -1,0 +1,152 @@
+"""Fills the tables of README.md from benchmarks/results/*.json.
+
+    python benchmarks/tables.py            rewrite README.md
+    python benchmarks/tables.py --check    status 1 if that would change it
+
+A block stands between `<!-- table: NAME -->` and `<!-- end -->`; a name whose results are not there keeps its text.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+BLOCK = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+HEADS = 128
+FLOOR = "floor"
+Rows = Sequence[Mapping[str, Any]]
+
+SIDE_TITLES = {
+    "front512": "absorb_q, [S,H,512] bf16",
+    "front576": "absorb_q with q_pe, [S,H,576] bf16",
+    "front576_fp8": "absorb_q with q_pe, [S,H,576] e4m3",
+    "back": "v_up, [S,H,128] bf16",
+    "back_fp8": "v_up_quantized, [S,H*128] e4m3",
+    "gemm": "bmm, [H,S,512] bf16",
+}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """JSON lines, or one object whose "rows" share its other entries."""
+    text = path.read_text()
+    try:
+        whole = json.loads(text)
+    except json.JSONDecodeError:
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
+    rows = whole.pop("rows", [{}])
+    return [{**whole, **row} for row in rows]
+
+
+def microseconds(us: float) -> str:
+    return f"{us:.2f}" if us < 10 else f"{us:.1f}" if us < 100 else f"{us:.0f}"
+
+
+def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    table = [header, ["---"] + ["---:"] * (len(header) - 1), *lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in table)
+
+
+def gpu(rows: Rows) -> str:
+    """Per side: ours, the floor, the fused Triton kernel, the fastest other; in brackets what ours is faster by."""
+    timed = [row for row in rows if row.get("us") and row["heads"] == HEADS]
+    s_values = sorted({row["s"] for row in timed})
+    lines: list[list[str]] = []
+    for side, title in SIDE_TITLES.items():
+        by_s = {s: [row for row in timed if row["side"] == side and row["s"] == s] for s in s_values}
+        if any(by_s.values()):
+            lines += [[f"**{title}**", *(_own(by_s[s]) for s in s_values)]]
+            lines += [["the same bytes, no mathematics", *(_other(by_s[s], _is_floor) for s in s_values)]]
+            lines += [["one fused Triton kernel", *(_other(by_s[s], _is_triton) for s in s_values)]]
+            lines += [["fastest of the others", *(_other(by_s[s], _is_peer) for s in s_values)]]
+    lines = [line for line in lines if line[0].startswith("**") or any(line[1:])]
+    first = timed[0]
+    origin = ", ".join(str(first.get(key)) for key in ("gpu", "torch", "commit", "date"))
+    note = f"µs, median, weights cold, H = {HEADS}; in brackets, that time over ours. {origin}.\n"
+    return markdown(["", *(f"S = {s}" for s in s_values)], lines) + "\n" + note
+
+
+def _is_floor(row: Mapping[str, Any]) -> bool:
+    return bool(row["contender"] == FLOOR)
+
+
+def _is_triton(row: Mapping[str, Any]) -> bool:
+    return "fused Triton kernel" in row["contender"]
+
+
+def _is_peer(row: Mapping[str, Any]) -> bool:
+    return not (row["ours"] or _is_floor(row) or _is_triton(row))
+
+
+def _own_us(rows: Rows) -> float | None:
+    """The first of ours is the op; others are its parts."""
+    return next((row["us"] for row in rows if row["ours"]), None)
+
+
+def _own(rows: Rows) -> str:
+    own = _own_us(rows)
+    return "" if own is None else f"**{microseconds(own)}**"
+
+
+def _other(rows: Rows, belongs: Callable[[Mapping[str, Any]], bool]) -> str:
+    times = [row["us"] for row in rows if belongs(row)]
+    if not times:
+        return ""
+    own = _own_us(rows)
+    return microseconds(min(times)) + ("" if own is None else f" ({min(times) / own:.2f}x)")
+
+
+def cpu(rows: Rows) -> str:
+    """Per op: ms, and in brackets its ratio to the faster fp32 bmm."""
+    s_values = sorted({row["s"] for row in rows})
+    lines = []
+    for op in dict.fromkeys(row["op"] for row in rows):
+        for name in dict.fromkeys(row["contender"] for row in rows if row["op"] == op):
+            found = {row["s"]: row for row in rows if row["op"] == op and row["contender"] == name}
+            cells = [f"{found[s]['ms']:.2f} ({found[s]['ratio']:.2f})" if s in found else "" for s in s_values]
+            own = name.startswith("mla_fp8")
+            lines.append([f"**{op}**" if own else name, *(f"**{cell}**" if own else cell for cell in cells)])
+    first = rows[0]
+    origin = ", ".join(str(first.get(key)) for key in ("cpu", "capability", "torch", "commit", "date"))
+    note = f"ms, median; H = {first['heads']}, {first['threads']} threads. {origin}.\n"
+    return markdown(["", *(f"S = {s}" for s in s_values)], lines) + "\n" + note
+
+
+RENDERERS: dict[str, tuple[str, Callable[[Rows], str]]] = {"cpu": ("cpu.json", cpu), "gpu": ("h100.json", gpu)}
+
+
+def fill(text: str, results: Path = RESULTS) -> str:
+    """Raises: ValueError for a block of an unknown name."""
+
+    def block(match: re.Match[str]) -> str:
+        begin, name, old, end = match.groups()
+        if name not in RENDERERS:
+            raise ValueError(f"tables: the name of a table must be one of {', '.join(RENDERERS)}, got {name}")
+        file, render = RENDERERS[name]
+        body = render(read(results / file)) if (results / file).exists() else old
+        return begin + body + end
+
+    return BLOCK.sub(block, text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing")
+    parser.add_argument("--file", type=Path, default=ROOT / "README.md")
+    options = parser.parse_args()
+    text = options.file.read_text()
+    filled = fill(text)
+    if options.check:
+        if filled != text:
+            print(f"{options.file} is not what benchmarks/results/ says: run python benchmarks/tables.py")
+        return int(filled != text)
+    options.file.write_text(filled)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

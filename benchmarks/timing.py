@@ -1,0 +1,84 @@
+"""Times launches that find nothing in L2: CUDA graphs over rotated buffers, contenders in turn."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+GRAPH_US = 1000  # of device time that one graph aims at, so that starting it weighs little
+MIN_LAUNCHES, MAX_LAUNCHES = 2, 48
+REPLAYS = 50
+TUNING_REPLAYS = 7
+HEAD_START_CYCLES = 1_000_000  # the device idles while the host fills its queue, so that no event waits for the host
+
+
+@dataclass(frozen=True)
+class Timing:
+    us: float
+    p20: float
+    p80: float
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> "Timing":
+        p20, _, _, p80 = statistics.quantiles(samples, n=5, method="inclusive")
+        return cls(statistics.median(samples), p20, p80)
+
+
+@dataclass(frozen=True)
+class Captured:
+    graph: torch.cuda.CUDAGraph
+    launches: int
+
+
+def launches_for(expected_us: float, sets: int) -> int:
+    """Launches a graph: about GRAPH_US in all, each buffer set equally often."""
+    wanted = min(max(GRAPH_US / expected_us, MIN_LAUNCHES), MAX_LAUNCHES)
+    return sets * max(1, round(wanted / sets))
+
+
+def capture(calls: Sequence[Callable[[], object]], launches: int) -> Captured:
+    """A graph of `launches` calls, which are taken in turn."""
+    for call in calls:  # compiles, loads and allocates what a first call does
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for i in range(launches):
+            calls[i % len(calls)]()
+    graph.replay()
+    torch.cuda.synchronize()
+    return Captured(graph, launches)
+
+
+def event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+def interleave(
+    contenders: Mapping[str, Captured], replays: int, tick: Callable[[], object] = lambda: None
+) -> dict[str, list[float]]:
+    """µs a launch of each, one sample a replay; the order turns by one with every round."""
+    names = list(contenders)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    for i in range(replays + 1):
+        torch.cuda._sleep(HEAD_START_CYCLES)  # type: ignore[no-untyped-call]
+        marks = {}
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            begin, end = event(), event()
+            begin.record()
+            contenders[name].graph.replay()
+            end.record()
+            marks[name] = begin, end
+        torch.cuda.synchronize()
+        if i:  # the first round warms up
+            for name, (begin, end) in marks.items():
+                samples[name].append(begin.elapsed_time(end) * 1e3 / contenders[name].launches)
+        tick()
+    return samples
+
+
+def best(candidates: Mapping[str, Captured]) -> str:
+    """The fastest, from a few interleaved replays."""
+    samples = interleave(candidates, TUNING_REPLAYS)
+    return min(candidates, key=lambda name: statistics.median(samples[name]))
