@@ -1,0 +1,60 @@
+# Each target does its own set-up: a Debian machine with python3 (and its venv module) and g++ is enough.
+#
+#   make test                      in .venv, made on first use
+#   make test-gpu PYTHON=python3   with an interpreter that already holds torch, pytest and scikit-build-core; nothing is downloaded
+SYSTEM_PYTHON ?= python3
+TORCH ?= torch==2.13.0
+BUILD = --no-build-isolation -Cbuild-dir=build/{wheel_tag} --editable
+
+ifeq ($(origin PYTHON),command line)
+SETUP := into-given-python
+else
+PYTHON := .venv/bin/python
+SETUP := .venv/.built
+endif
+SOURCES := pyproject.toml CMakeLists.txt $(shell find build_support cmake csrc -type f)
+
+.PHONY: setup demo test test-gpu test-install lint bench clean into-given-python
+setup: $(SETUP)
+
+demo: $(SETUP)
+	$(PYTHON) examples/mla_decode.py $(ARGS)
+
+test: $(SETUP)
+	$(PYTHON) -m pytest $(ARGS)
+
+test-gpu: $(SETUP)
+	$(PYTHON) -m pytest -m gpu $(ARGS)
+
+test-install: .venv/.tools
+	SYSTEM_PYTHON=$(SYSTEM_PYTHON) TORCH='$(TORCH)' bash tests/install_matrix.sh
+
+lint: .venv/.built
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu*' | xargs .venv/bin/clang-format --dry-run -Werror
+
+bench: $(SETUP)
+	$(PYTHON) benchmarks/cpu.py $(ARGS)
+
+clean:
+	rm -rf build .venv
+
+# torch comes first and alone, so that nothing below can choose another one.
+.venv/.torch:
+	$(SYSTEM_PYTHON) -m venv .venv
+	.venv/bin/python -m pip install '$(TORCH)'
+	touch $@
+
+.venv/.tools: pyproject.toml .venv/.torch
+	.venv/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' > $@.txt
+	.venv/bin/python -m pip install cmake ninja -r $@.txt
+	touch $@
+
+.venv/.built: .venv/.tools $(SOURCES)
+	.venv/bin/python -m pip install $(BUILD) '.[dev,demo]'
+	touch $@
+
+into-given-python:
+	$(PYTHON) -m pip install --no-deps $(BUILD) .
