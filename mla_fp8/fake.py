@@ -75,7 +75,7 @@ def _register_out(op: str) -> None:
     names = [argument.name for argument in getattr(torch.ops.mla_fp8, op).out._schema.arguments]
 
     @torch.library.register_fake(f"mla_fp8::{op}.out")
-    def _(*args, **kwargs) -> None:
+    def _(*args: object, **kwargs: object) -> None:
         given = dict(zip(names, args, strict=False)) | kwargs
         _check(op, **{name: value for name, value in given.items() if isinstance(value, Tensor)})
 
