@@ -13,14 +13,17 @@
 // 4. Warps     warpgroups of 64 rows each, on their own once the barriers are made: each loads its rows, quantizes them in registers (a
 //              quad of lanes holds a row), multiplies, scales and stores 128 columns at a time. The last warp's first lane also starts the
 //              copies of weights: with few rows that warp has none. Registers: 64 accumulators, 16 of the A fragment, 32 of raw rows.
-//              A lone warpgroup (few rows: four CTAs an SM, all loads of the SM in flight at once) loads to registers. Several
-//              (many rows: one to two CTAs an SM) bring the next rows to shared memory while they work on these.
+//              A lone warpgroup (few rows: four CTAs an SM, all loads of the SM in flight at once) loads to registers and stores from
+//              them. Several (many rows: one to two CTAs an SM) bring the next rows to shared memory while they work on these, and hand
+//              each warp's output to the copy engine, which clips rows >= S.
 //
 // 5. Pipeline  what              producer -> consumer             arrivals  bytes
 //              full[chunk]       copy engine -> all               1         16384, once a launch
 //              cp.async batch    a thread -> itself               -         128 of q_nope, up to 64 of q_pe
+//              bulk group        a warp -> copy engine -> a warp  -         2048, two boxes in turn
 //
-// 6. Shared memory  w_uk 128 kTileN bytes in chunks of 128 columns, 128-byte swizzle; stage 24576 bytes a warpgroup; full 8 bytes a chunk.
+// 6. Shared memory  w_uk 128 kTileN bytes in chunks of 128 columns, 128-byte swizzle; stage 40960 bytes a warpgroup (its next rows 24576,
+//              its output 16384); full 8 bytes a chunk.
 //
 // 7. Cost      bytes = S H (2 D + 2 P) + H R D (1 + 4 / 16384) + S H (R + P) out_bytes; 2 S H R D FLOP. Bound by memory at every S: 1.6 FLOP
 //              a byte at S = 1, 102 at large S, where the MMA needs a sixth of the time.
@@ -34,6 +37,7 @@
 #include "kernels/ptx/cp_async.cuh"
 #include "kernels/ptx/griddepcontrol.cuh"
 #include "kernels/rope.cuh"
+#include "kernels/store_box.cuh"
 #include "kernels/weights.cuh"
 
 namespace mla_fp8::absorb_q {
@@ -143,22 +147,34 @@ struct Worker {
     }
   }
 
-  MLA_FP8_DEVICE void multiply_and_store(const typename Config::Shared& shared, int chunk, i64 first_row,
-                                         const Fragment& fragment) const {
-    float accumulators[64];
-    multiply(accumulators, fragment, shared.w_uk[chunk]);
+  // The warpgroup's 64 rows x 128 columns of chunk `chunk`.
+  MLA_FP8_DEVICE void multiply_and_store(typename Config::Shared& shared, int chunk, i64 first_row,
+                                         Fragment& fragment) const {
+    float values[64];
+    multiply(values, fragment, shared.w_uk[chunk]);
     const float chunk_scale = __shfl_sync(kFullWarp, w_scale, chunk);
-    RowValues rows[kLaneRows];
+    float scale[kLaneRows];
 #pragma unroll
-    for (int i = 0; i < kLaneRows; ++i) {
-      rows[i] = row_values(accumulators, i);
-      const float scale = __fmul_rn(fragment.scale[i], chunk_scale);
+    for (int i = 0; i < kLaneRows; ++i) scale[i] = __fmul_rn(fragment.scale[i], chunk_scale);
 #pragma unroll
-      for (float& value : rows[i].value)
-        value = __fmaf_rn(value, scale, 0.0f);  // as a sum of one block, also of its zeros' signs
+    for (int i = 0; i < 64; ++i) {
+      values[i] = __fmaf_rn(values[i], scale[i / 2 % 2], 0.0f);  // as a sum of one block, also of its zeros' signs
     }
-    store_columns<Config::kOutBytes, Config::kAlignBytes>(
-        p, rows, first_row + lane.row, at.head, at.slice * Config::kTileN + chunk * kChunkN, multiplier(), lane.quad);
+    const i32 column = at.slice * Config::kTileN + chunk * kChunkN;
+    if constexpr (Config::kStaged) {
+      const int warp = threadIdx.x / 32;
+      auto& boxes = shared.stage[warp / (kWarpgroup / 32)].out[warp % (kWarpgroup / 32)];
+      const i32 warp_row = static_cast<i32>(first_row) + warp % (kWarpgroup / 32) * kBoxRows;
+      if constexpr (Config::kOutBytes == 1) {
+        store_box_e4m3(boxes, chunk % kBoxes, &p.q_latent, values, multiplier(), column, at.head, warp_row, lane.quad);
+      } else {
+        store_boxes_16bit(boxes, &p.q_latent, values, p.is_fp16 != 0, column, at.head, warp_row);
+      }
+    } else {
+      const RowValues rows[kLaneRows] = {row_values(values, 0), row_values(values, 1)};
+      store_columns<Config::kOutBytes, Config::kAlignBytes>(p, rows, first_row + lane.row, at.head, column,
+                                                            multiplier(), lane.quad);
+    }
   }
 };
 
@@ -173,6 +189,7 @@ MLA_FP8_DEVICE void run(const Params& p, typename Config::Shared& shared) {
 
   if (is_producer) {
     ptx::prefetch_tensormap(&p.w_uk);
+    if constexpr (Config::kStaged) ptx::prefetch_tensormap(&p.q_latent);
 #pragma unroll
     for (int chunk = 0; chunk < kChunks; ++chunk) {
       ptx::cp_async_bulk_prefetch_tensor_3d(&p.w_uk, 0, at.slice * Config::kTileN + chunk * kChunkN, at.head);
@@ -213,6 +230,7 @@ MLA_FP8_DEVICE void run(const Params& p, typename Config::Shared& shared) {
       worker.multiply_and_store(shared, chunk, first_row, fragment);
     }
   }
+  if constexpr (Config::kStaged) drain_boxes();
   // Every copy has landed before the CTA ends: the warpgroup of its first rows waited for all.
 }
 

@@ -98,8 +98,8 @@ MLA_FP8_DEVICE void transpose_quad(u32 (&word)[4], int quad) {
   }
 }
 
-template <class Element>
-MLA_FP8_DEVICE float row_scale(const RawRow& raw) {
+// The row's largest magnitude, still as 16 bits. NaN wins.
+MLA_FP8_DEVICE u32 row_amax_bits(const RawRow& raw) {
   u32 amax = 0;
 #pragma unroll
   for (const auto& step : raw.word) {
@@ -108,32 +108,40 @@ MLA_FP8_DEVICE float row_scale(const RawRow& raw) {
   }
 #pragma unroll
   for (int lanes = 1; lanes < kQuad; lanes *= 2) amax = ptx::max_u16x2(amax, __shfl_xor_sync(kFullWarp, amax, lanes));
-  return group_scale(Element::low(ptx::max_u16x2(amax, amax >> 16) & 0xffffu));
+  return ptx::max_u16x2(amax, amax >> 16) & 0xffffu;
+}
+
+// Scale and e4m3 of a row, not yet where wgmma wants them. No shuffle in here: it stands in a branch.
+template <class Element>
+MLA_FP8_DEVICE float quantize_row_as(const RawRow& raw, u32 amax_bits, u32 (&packed)[kSteps][2]) {
+  const float scale = group_scale(Element::low(amax_bits));
+  const float multiplier = __frcp_rn(scale);
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+    const u32(&word)[4] = raw.word[step];
+    packed[step][0] = e4m3x4_scaled<Element>(word[0], word[1], multiplier);
+    packed[step][1] = e4m3x4_scaled<Element>(word[2], word[3], multiplier);
+  }
+  return scale;
 }
 
 // Two rows of activations -> their A fragments: the 1x128 quantization of docs/numerics.md.
-template <class Element>
-MLA_FP8_DEVICE void quantize_as(const RawRow (&raw)[kLaneRows], int quad, Fragment& fragment) {
+MLA_FP8_DEVICE void quantize(const RawRow (&raw)[kLaneRows], bool is_fp16, int quad, Fragment& fragment) {
+  u32 packed[kLaneRows][kSteps][2];
+  const u32 amax_bits[kLaneRows] = {row_amax_bits(raw[0]), row_amax_bits(raw[1])};
+  if (is_fp16) {
 #pragma unroll
-  for (int row = 0; row < kLaneRows; ++row) {
-    const float scale = row_scale<Element>(raw[row]);
-    const float multiplier = __frcp_rn(scale);
+    for (int i = 0; i < kLaneRows; ++i) fragment.scale[i] = quantize_row_as<Fp16>(raw[i], amax_bits[i], packed[i]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kLaneRows; ++i) fragment.scale[i] = quantize_row_as<Bf16>(raw[i], amax_bits[i], packed[i]);
+  }
+#pragma unroll
+  for (int i = 0; i < kLaneRows; ++i) {
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      const u32(&word)[4] = raw[row].word[step];
-      spread_pairs(e4m3x4_scaled<Element>(word[0], word[1], multiplier),
-                   e4m3x4_scaled<Element>(word[2], word[3], multiplier), quad, fragment.a[step][row],
-                   fragment.a[step][2 + row]);
+      spread_pairs(packed[i][step][0], packed[i][step][1], quad, fragment.a[step][i], fragment.a[step][2 + i]);
     }
-    fragment.scale[row] = scale;
-  }
-}
-
-MLA_FP8_DEVICE void quantize(const RawRow (&raw)[kLaneRows], bool is_fp16, int quad, Fragment& fragment) {
-  if (is_fp16) {
-    quantize_as<Fp16>(raw, quad, fragment);
-  } else {
-    quantize_as<Bf16>(raw, quad, fragment);
   }
 }
 
@@ -149,14 +157,29 @@ MLA_FP8_DEVICE RowValues row_values(const float (&accumulators)[64], int row) {
   return values;
 }
 
-// 128 columns as bf16 or fp16. All lanes of a warp call it; rows that do not exist are not stored.
-template <class Element, int kAlignBytes>
-MLA_FP8_DEVICE void store_row_as(u16* to, const RowValues& values, bool exists, int quad) {
+// A lane's pairs of columns 8 j + 2 t + {0, 1}.
+using PackedRow = u32[kGroup / 8];
+
+template <class Element>
+MLA_FP8_DEVICE void pack_row_as(PackedRow& packed, const RowValues& values) {
+#pragma unroll
+  for (int j = 0; j < kGroup / 8; ++j) packed[j] = Element::pack(values.value[2 * j], values.value[2 * j + 1]);
+}
+
+MLA_FP8_DEVICE void pack_row(PackedRow& packed, const RowValues& values, bool is_fp16) {
+  if (is_fp16) {
+    pack_row_as<Fp16>(packed, values);
+  } else {
+    pack_row_as<Bf16>(packed, values);
+  }
+}
+
+// 128 columns of 16 bits. All lanes of a warp call it; rows that do not exist are not stored.
+template <int kAlignBytes>
+MLA_FP8_DEVICE void store_row_16bit(u16* to, const PackedRow& packed, bool exists, int quad) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {  // 32 columns
-    u32 word[4];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) word[j] = Element::pack(values.value[8 * i + 2 * j], values.value[8 * i + 2 * j + 1]);
+    u32 word[4] = {packed[4 * i], packed[4 * i + 1], packed[4 * i + 2], packed[4 * i + 3]};
     if constexpr (kAlignBytes == kVectorBytes) {
       transpose_quad(word, quad);
       if (exists) *reinterpret_cast<uint4*>(to + 32 * i + 8 * quad) = make_uint4(word[0], word[1], word[2], word[3]);
@@ -171,29 +194,41 @@ MLA_FP8_DEVICE void store_row_as(u16* to, const RowValues& values, bool exists, 
   }
 }
 
+// 64 of the columns as e4m3 of value * multiplier, before lanes exchange them: columns 16 j + 2 t + {0, 1}, then 16 j + 8 + 2 t + {0, 1}.
+MLA_FP8_DEVICE void e4m3_words(u32 (&word)[4], const RowValues& values, int half, float multiplier) {
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const float* value = values.value + 16 * half + 4 * j;
+    word[j] = e4m3x4(__fmul_rn(value[0], multiplier), __fmul_rn(value[1], multiplier), __fmul_rn(value[2], multiplier),
+                     __fmul_rn(value[3], multiplier));
+  }
+}
+
+// Columns 16 t.. of the 64. All lanes of a warp call it.
+MLA_FP8_DEVICE uint4 e4m3_vector(const RowValues& values, int half, float multiplier, int quad) {
+  u32 word[4];
+  e4m3_words(word, values, half, multiplier);
+  transpose_quad(word, quad);
+  return make_uint4(__byte_perm(word[0], word[1], 0x5410), __byte_perm(word[2], word[3], 0x5410),
+                    __byte_perm(word[0], word[1], 0x7632), __byte_perm(word[2], word[3], 0x7632));
+}
+
 // 128 columns as e4m3 of value * multiplier.
 template <int kAlignBytes>
 MLA_FP8_DEVICE void store_row_e4m3(u8* to, const RowValues& values, float multiplier, bool exists, int quad) {
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {  // 64 columns
-    u32 word[4];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {  // columns 16 j + 2 t + {0, 1}, then 16 j + 8 + 2 t + {0, 1}
-      const float* value = values.value + 16 * i + 4 * j;
-      word[j] = e4m3x4(__fmul_rn(value[0], multiplier), __fmul_rn(value[1], multiplier),
-                       __fmul_rn(value[2], multiplier), __fmul_rn(value[3], multiplier));
-    }
+  for (int half = 0; half < 2; ++half) {
     if constexpr (kAlignBytes == kVectorBytes) {
-      transpose_quad(word, quad);
-      const uint4 vector = make_uint4(__byte_perm(word[0], word[1], 0x5410), __byte_perm(word[2], word[3], 0x5410),
-                                      __byte_perm(word[0], word[1], 0x7632), __byte_perm(word[2], word[3], 0x7632));
-      if (exists) *reinterpret_cast<uint4*>(to + 64 * i + 16 * quad) = vector;
+      const uint4 vector = e4m3_vector(values, half, multiplier, quad);
+      if (exists) *reinterpret_cast<uint4*>(to + 64 * half + 16 * quad) = vector;
     } else if (exists) {
+      u32 word[4];
+      e4m3_words(word, values, half, multiplier);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
 #pragma unroll
         for (int byte = 0; byte < 4; ++byte) {
-          to[64 * i + 16 * j + byte / 2 * 8 + 2 * quad + byte % 2] = static_cast<u8>(word[j] >> 8 * byte);
+          to[64 * half + 16 * j + byte / 2 * 8 + 2 * quad + byte % 2] = static_cast<u8>(word[j] >> 8 * byte);
         }
       }
     }
@@ -206,10 +241,10 @@ MLA_FP8_DEVICE void store_row(void* out, i64 offset, const RowValues& values, fl
                               bool exists, int quad) {
   if constexpr (kOutBytes == 1) {
     store_row_e4m3<kAlignBytes>(static_cast<u8*>(out) + offset, values, multiplier, exists, quad);
-  } else if (is_fp16) {
-    store_row_as<Fp16, kAlignBytes>(static_cast<u16*>(out) + offset, values, exists, quad);
   } else {
-    store_row_as<Bf16, kAlignBytes>(static_cast<u16*>(out) + offset, values, exists, quad);
+    PackedRow packed;
+    pack_row(packed, values, is_fp16);
+    store_row_16bit<kAlignBytes>(static_cast<u16*>(out) + offset, packed, exists, quad);
   }
 }
 

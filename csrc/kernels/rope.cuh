@@ -18,11 +18,12 @@ struct RopeChunk {
 // Chunk `index` of the warpgroup's 64 rows from first_row on.
 MLA_FP8_DEVICE RopeChunk rope_chunk(const Params& p, i64 first_row, i32 index) {
   constexpr i32 kUsualP = 64;
-  const i32 chunks = p.p / 8;
-  const i32 row = p.p == kUsualP ? index / (kUsualP / 8) : index / chunks;
+  const u32 chunks = static_cast<u32>(p.p) / 8;
+  const i32 row =
+      static_cast<i32>(p.p == kUsualP ? static_cast<u32>(index) / (kUsualP / 8) : static_cast<u32>(index) / chunks);
   RopeChunk chunk;
   chunk.row = first_row + row;
-  chunk.column = (index - row * chunks) * 8;
+  chunk.column = (index - row * static_cast<i32>(chunks)) * 8;
   chunk.exists = row < kWarpgroupM && chunk.row < p.s;
   return chunk;
 }

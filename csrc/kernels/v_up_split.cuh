@@ -24,11 +24,12 @@ struct QuarterRow {
   float value[kQuarterWords][2];
 };
 
-template <class Element>
-MLA_FP8_DEVICE void store_quarter_as(u16* to, const QuarterRow& row, bool exists, int quad) {
+MLA_FP8_DEVICE void store_quarter_16bit(u16* to, const QuarterRow& row, bool is_fp16, bool exists, int quad) {
   u32 word[kQuad];
 #pragma unroll
-  for (int j = 0; j < kQuad; ++j) word[j] = Element::pack(row.value[j][0], row.value[j][1]);
+  for (int j = 0; j < kQuad; ++j) {
+    word[j] = is_fp16 ? Fp16::pack(row.value[j][0], row.value[j][1]) : Bf16::pack(row.value[j][0], row.value[j][1]);
+  }
   transpose_quad(word, quad);
   if (exists) *reinterpret_cast<uint4*>(to + 8 * quad) = make_uint4(word[0], word[1], word[2], word[3]);
 }
@@ -156,10 +157,8 @@ MLA_FP8_DEVICE void run_split(const Params& p, SplitStorage& shared) {
       const i64 offset = row * p.v_stride[0] + at.head * p.v_stride[1] + first_column + warpgroup * kQuarter;
       if constexpr (kOutBytes == 1) {
         store_quarter_e4m3(static_cast<u8*>(p.v) + offset, rows[i], multiplier[i], row < p.s, lane.quad);
-      } else if (p.is_fp16) {
-        store_quarter_as<Fp16>(static_cast<u16*>(p.v) + offset, rows[i], row < p.s, lane.quad);
       } else {
-        store_quarter_as<Bf16>(static_cast<u16*>(p.v) + offset, rows[i], row < p.s, lane.quad);
+        store_quarter_16bit(static_cast<u16*>(p.v) + offset, rows[i], p.is_fp16 != 0, row < p.s, lane.quad);
       }
     }
     if (first_row + at.row_step * kloop::kWarpgroupM < p.s)

@@ -20,8 +20,13 @@ MLA_FP8_DEVICE u64 weight_descriptor(const u8* tile) {
 }
 
 // p [64,128] = the fragment times the tile's transpose, complete on return.
-MLA_FP8_DEVICE void multiply(float (&p)[64], const Fragment& fragment, const u8* tile) {
+MLA_FP8_DEVICE void multiply(float (&p)[64], Fragment& fragment, const u8* tile) {
   const u64 descriptor = weight_descriptor(tile);
+#pragma unroll
+  for (auto& step : fragment.a) {
+#pragma unroll
+    for (u32& word : step) ptx::settle(word);
+  }
   ptx::wgmma_fence_sync_aligned();
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {

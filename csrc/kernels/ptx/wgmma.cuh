@@ -5,6 +5,9 @@
 
 namespace mla_fp8::ptx {
 
+// No instruction: what made the value stands before this, so that no write to an A register falls between two wgmmas.
+MLA_FP8_DEVICE void settle(u32& value) { asm volatile("" : "+r"(value)::"memory"); }
+
 // Orders the warpgroup's earlier writes to accumulators and A registers before the next wgmma. First of every batch.
 MLA_FP8_DEVICE void wgmma_fence_sync_aligned() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 
