@@ -161,26 +161,6 @@ void CurrentDevice::launch(const Config& config, const void* params, void* strea
   }
 }
 
-void encode_tensor_map(const char* op, const char* tensor, const TensorMapSpec& spec, TensorMap* map) {
-  const Driver& driver = driver_for(op);
-  constexpr uint64_t kStrideStep = 16;
-  constexpr uint32_t kElementStrides[kMaxTensorMapRank] = {1, 1, 1, 1, 1};
-  uint64_t strides[kMaxTensorMapRank];
-  strides[0] = kStrideStep;
-  for (int i = 1; i < spec.rank; ++i) strides[i] = spec.dims[i] == 1 ? strides[i - 1] : spec.strides_bytes[i];
-  const Result result =
-      driver.tensor_map_encode_tiled(map, static_cast<uint32_t>(spec.type), static_cast<uint32_t>(spec.rank),
-                                     spec.address, spec.dims, strides + 1, spec.box, kElementStrides, /*interleave=*/0,
-                                     static_cast<uint32_t>(spec.swizzle), abi::kL2Promotion256Bytes, /*oob_fill=*/0);
-  if (result == abi::kSuccess) return;
-  std::string what = std::string("the tensor map of ") + tensor + " (dims, byte strides, box)";
-  for (int i = 0; i < spec.rank; ++i) {
-    what += " [" + std::to_string(spec.dims[i]) + ", " + (i == 0 ? "-" : std::to_string(strides[i])) + ", " +
-            std::to_string(spec.box[i]) + "]";
-  }
-  check(op, driver, result, what);
-}
-
 void* current_stream(int device_index) {
   using GetStream = int32_t (*)(int32_t, void**);
   static const GetStream get_stream = [] {

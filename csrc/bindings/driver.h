@@ -45,30 +45,6 @@ class CurrentDevice {
   bool pushed_ = false;
 };
 
-enum class TensorMapType : uint32_t {
-  kU8 = 0,
-  kFp16 = 6,
-  kFp32 = 7,
-  kBf16 = 9
-};  // as CUtensorMapDataType; e4m3 is kU8
-enum class Swizzle : uint32_t { kNone = 0, k32Bytes = 1, k64Bytes = 2, k128Bytes = 3 };  // as CUtensorMapSwizzle
-
-inline constexpr int kMaxTensorMapRank = 5;
-
-// A tiled tensor map. Dim 0 is contiguous. Elements out of bounds read as zero and are not written.
-struct TensorMapSpec {
-  TensorMapType type;
-  int rank;                                   // 1 to 5
-  const void* address;                        // 16-byte aligned
-  uint64_t dims[kMaxTensorMapRank];           // elements, each >= 1
-  uint64_t strides_bytes[kMaxTensorMapRank];  // multiples of 16; entry 0 is not read, nor those of dims of extent 1
-  uint32_t box[kMaxTensorMapRank];            // elements, each <= 256
-  Swizzle swizzle = Swizzle::kNone;
-};
-
-// `tensor` names it in the error. A few hundred ns; needs no current context.
-void encode_tensor_map(const char* op, const char* tensor, const TensorMapSpec& spec, TensorMap* map);
-
 // The greatest power of 2, at most 16, that divides every value: pointers and byte strides (0 for dims of extent 1).
 inline int common_alignment(std::initializer_list<uint64_t> values) {
   uint64_t bits = 16;

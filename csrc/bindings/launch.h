@@ -6,6 +6,7 @@
 
 #include "args.h"
 #include "bindings/driver.h"
+#include "bindings/tensor_map.h"
 
 namespace mla_fp8::cuda {
 

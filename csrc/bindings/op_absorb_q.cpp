@@ -46,7 +46,8 @@ void run_absorb_q(AbsorbQArgs& args, const View& q_nope, const View& q) {
 
 }  // namespace
 
-Tensor absorb_q(Tensor q_nope, Tensor w_uk, Tensor w_uk_scale, OptionalTensor q_pe, OptionalTensor out_scale) {
+Tensor absorb_q(const Tensor& q_nope, const Tensor& w_uk, const Tensor& w_uk_scale, const OptionalTensor& q_pe,
+                const OptionalTensor& out_scale) {
   const Argument input{"q_nope", view_of(q_nope)};
   AbsorbQArgs args =
       check_absorb_q(Checks("absorb_q"), input, {"w_uk", view_of(w_uk)}, {"w_uk_scale", view_of(w_uk_scale)},
@@ -57,8 +58,8 @@ Tensor absorb_q(Tensor q_nope, Tensor w_uk, Tensor w_uk_scale, OptionalTensor q_
   return q;
 }
 
-void absorb_q_out(Tensor q_nope, Tensor w_uk, Tensor w_uk_scale, OptionalTensor q_pe, OptionalTensor out_scale,
-                  Tensor q_out) {
+void absorb_q_out(const Tensor& q_nope, const Tensor& w_uk, const Tensor& w_uk_scale, const OptionalTensor& q_pe,
+                  const OptionalTensor& out_scale, const Tensor& q_out) {
   const Checks check("absorb_q");
   const Argument input{"q_nope", view_of(q_nope)}, weight{"w_uk", view_of(w_uk)},
       weight_scale{"w_uk_scale", view_of(w_uk_scale)}, rope{"q_pe", view_of_optional(q_pe)},

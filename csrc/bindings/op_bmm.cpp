@@ -42,7 +42,7 @@ void run_bmm(BmmArgs& args, const View& a, const View& c) {
 
 }  // namespace
 
-Tensor bmm(Tensor a, Tensor a_scale, Tensor b, Tensor b_scale, std::optional<int64_t> m) {
+Tensor bmm(const Tensor& a, const Tensor& a_scale, const Tensor& b, const Tensor& b_scale, std::optional<int64_t> m) {
   const Argument input{"a", view_of(a)};
   BmmArgs args = check_bmm(Checks("bmm"), input, {"a_scale", view_of(a_scale)}, {"b", view_of(b)},
                            {"b_scale", view_of(b_scale)}, m);
@@ -51,7 +51,8 @@ Tensor bmm(Tensor a, Tensor a_scale, Tensor b, Tensor b_scale, std::optional<int
   return c;
 }
 
-void bmm_out(Tensor a, Tensor a_scale, Tensor b, Tensor b_scale, std::optional<int64_t> m, Tensor c_out) {
+void bmm_out(const Tensor& a, const Tensor& a_scale, const Tensor& b, const Tensor& b_scale, std::optional<int64_t> m,
+             const Tensor& c_out) {
   const Checks check("bmm");
   const Argument input{"a", view_of(a)}, input_scale{"a_scale", view_of(a_scale)}, weight{"b", view_of(b)},
       weight_scale{"b_scale", view_of(b_scale)}, c{"c_out", view_of(c_out)};

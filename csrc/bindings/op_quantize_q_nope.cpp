@@ -42,7 +42,8 @@ void run_quantize(QuantizeArgs& args, const View& q_nope, const View& val, const
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> quantize_q_nope(Tensor q_nope, int64_t m_alignment, double amax_floor, bool zero_pad) {
+std::tuple<Tensor, Tensor> quantize_q_nope(const Tensor& q_nope, int64_t m_alignment, double amax_floor,
+                                           bool zero_pad) {
   const Checks check("quantize_q_nope");
   const Argument input{"q_nope", view_of(q_nope)};
   QuantizeArgs args = check_quantize(check, input, m_alignment, amax_floor, zero_pad);
@@ -55,8 +56,8 @@ std::tuple<Tensor, Tensor> quantize_q_nope(Tensor q_nope, int64_t m_alignment, d
   return {val, scale};
 }
 
-void quantize_q_nope_out(Tensor q_nope, int64_t m_alignment, double amax_floor, bool zero_pad, Tensor val_out,
-                         Tensor scale_out) {
+void quantize_q_nope_out(const Tensor& q_nope, int64_t m_alignment, double amax_floor, bool zero_pad,
+                         const Tensor& val_out, const Tensor& scale_out) {
   const Checks check("quantize_q_nope");
   const Argument input{"q_nope", view_of(q_nope)}, val{"val_out", view_of(val_out)},
       scale{"scale_out", view_of(scale_out)};

@@ -56,7 +56,7 @@ void run_v_up_quantized(VUpArgs& args, const View& o_latent, const View& val, co
 
 }  // namespace
 
-Tensor v_up(Tensor o_latent, Tensor w_uv, Tensor w_uv_scale, OptionalTensor out_scale) {
+Tensor v_up(const Tensor& o_latent, const Tensor& w_uv, const Tensor& w_uv_scale, const OptionalTensor& out_scale) {
   const Argument input{"o_latent", view_of(o_latent)};
   VUpArgs args = check_v_up(Checks("v_up"), input, {"w_uv", view_of(w_uv)}, {"w_uv_scale", view_of(w_uv_scale)},
                             {"out_scale", view_of_optional(out_scale)});
@@ -65,7 +65,8 @@ Tensor v_up(Tensor o_latent, Tensor w_uv, Tensor w_uv_scale, OptionalTensor out_
   return v;
 }
 
-void v_up_out(Tensor o_latent, Tensor w_uv, Tensor w_uv_scale, OptionalTensor out_scale, Tensor v_out) {
+void v_up_out(const Tensor& o_latent, const Tensor& w_uv, const Tensor& w_uv_scale, const OptionalTensor& out_scale,
+              const Tensor& v_out) {
   const Checks check("v_up");
   const Argument input{"o_latent", view_of(o_latent)}, weight{"w_uv", view_of(w_uv)},
       weight_scale{"w_uv_scale", view_of(w_uv_scale)}, scale{"out_scale", view_of_optional(out_scale)},
@@ -78,7 +79,7 @@ void v_up_out(Tensor o_latent, Tensor w_uv, Tensor w_uv_scale, OptionalTensor ou
   run_v_up(args, input.view, v.view);
 }
 
-std::tuple<Tensor, Tensor> v_up_quantized(Tensor o_latent, Tensor w_uv, Tensor w_uv_scale) {
+std::tuple<Tensor, Tensor> v_up_quantized(const Tensor& o_latent, const Tensor& w_uv, const Tensor& w_uv_scale) {
   const Argument input{"o_latent", view_of(o_latent)};
   VUpArgs args = check_v_up_quantized(Checks("v_up_quantized"), input, {"w_uv", view_of(w_uv)},
                                       {"w_uv_scale", view_of(w_uv_scale)});
@@ -89,7 +90,8 @@ std::tuple<Tensor, Tensor> v_up_quantized(Tensor o_latent, Tensor w_uv, Tensor w
   return {val, scale};
 }
 
-void v_up_quantized_out(Tensor o_latent, Tensor w_uv, Tensor w_uv_scale, Tensor val_out, Tensor scale_out) {
+void v_up_quantized_out(const Tensor& o_latent, const Tensor& w_uv, const Tensor& w_uv_scale, const Tensor& val_out,
+                        const Tensor& scale_out) {
   const Checks check("v_up_quantized");
   const Argument input{"o_latent", view_of(o_latent)}, weight{"w_uv", view_of(w_uv)},
       weight_scale{"w_uv_scale", view_of(w_uv_scale)}, val{"val_out", view_of(val_out)},
