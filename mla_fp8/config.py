@@ -1,5 +1,8 @@
 """Which compiled tile runs a problem, and why: `explain()` over the `select_config` that every CUDA launch asks."""
 
+import contextlib
+import ctypes
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +21,7 @@ __all__ = [
     "Tile",
     "candidates",
     "explain",
+    "forced_tile",
     "problem_for",
     "select_config",
     "tiles",
@@ -33,6 +37,31 @@ DEFAULT_EXTENTS = {
     "v_up": (128, 512),
     "v_up_quantized": (128, 512),
 }
+
+
+@contextlib.contextmanager
+def forced_tile(symbol: str) -> Iterator[None]:
+    """Make this thread's CUDA calls of the tile's op use that tile, to compare it with others.
+
+    Args:
+        symbol: of a line of csrc/config/tiles.h, as `tiles()` lists them, e.g. "absorb_q_n256".
+
+    Raises:
+        ValueError: no such tile is compiled. A call that the tile cannot run raises RuntimeError with the reason.
+
+    Example:
+        >>> with forced_tile("absorb_q_n256"):
+        ...     pass
+    """
+    from mla_fp8 import _native  # torch is not needed to explain
+
+    force = ctypes.CDLL(str(_native.LIBRARY)).mla_fp8_force_tile
+    if force(symbol.encode()):
+        raise ValueError(f"forced_tile: symbol must be one of {', '.join(t.symbol for t in tiles())}, got {symbol!r}")
+    try:
+        yield
+    finally:
+        force(None)
 
 
 def problem_for(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mla_fp8 import _config
 from mla_fp8._config import Device, Op, Problem, candidates, select_config, tiles
+from mla_fp8.config import forced_tile
 
 WALKED_PROBLEMS = 1_000_000
 MAX_GRID_X = 2**31 - 1
@@ -238,3 +239,11 @@ def test_stub_names_what_the_module_has():
         if fields := getattr(getattr(_config, name), "_fields", None):
             properties = [f.name for f in node.body if isinstance(f, ast.FunctionDef) and not f.name.startswith("_")]
             assert properties == list(fields), name
+
+
+def test_forced_tile_rejects_a_symbol_that_is_not_compiled():
+    with (
+        pytest.raises(ValueError, match="symbol must be one of absorb_q_n128, .*, got 'absorb_q_n64'"),
+        forced_tile("absorb_q_n64"),
+    ):
+        pass

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "bindings/cuda.h"
+#include "bindings/forced_tile.h"
 #include "bindings/launch.h"
 #include "kernels/absorb_q.h"
 
@@ -37,7 +38,7 @@ void absorb_q(const AbsorbQArgs& args, int device_index, void* stream) {
   problem.pe = args.p;
   problem.out_bytes = args.out_dtype == Dtype::kE4m3 ? 1 : 2;
   problem.align_bytes = align_bytes(args, problem.out_bytes);
-  const Config config = select_config(problem, device.limits());
+  const Config config = choose_config(problem, device.limits());
 
   absorb_q::Params params{};
   encode_weight_map(kOp, "w_uk", args.w_uk, args.w_uk_stride, args.h, args.r, args.d, &params.w_uk);

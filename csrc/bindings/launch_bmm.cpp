@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "bindings/cuda.h"
+#include "bindings/forced_tile.h"
 #include "bindings/launch.h"
 #include "kernels/bmm.h"
 
@@ -32,7 +33,7 @@ void bmm(const BmmArgs& args, int device_index, void* stream) {
   problem.in_bytes = 1;
   problem.out_bytes = kOutBytes;
   problem.align_bytes = align_bytes(args);
-  const Config config = select_config(problem, device.limits());
+  const Config config = choose_config(problem, device.limits());
 
   bmm::Params params{};
   encode_weight_map(kOp, "b", args.b, args.b_stride, args.batch, args.n, args.k, &params.b);

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "bindings/cuda.h"
+#include "bindings/forced_tile.h"
 #include "bindings/launch.h"
 #include "kernels/quantize_q_nope.h"
 
@@ -35,7 +36,7 @@ void quantize_q_nope(const QuantizeArgs& args, int device_index, void* stream) {
   problem.k = args.k;
   problem.out_bytes = 1;
   problem.align_bytes = align_bytes(args, rows);
-  const Config config = select_config(problem, device.limits());
+  const Config config = choose_config(problem, device.limits());
 
   kernel::Params params{};
   params.q_nope = args.q_nope;

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "bindings/cuda.h"
+#include "bindings/forced_tile.h"
 #include "bindings/launch.h"
 #include "kernels/v_up.h"
 
@@ -32,7 +33,7 @@ void v_up(const VUpArgs& args, int device_index, void* stream) {
   problem.k = args.r;
   problem.out_bytes = args.out_dtype == Dtype::kE4m3 ? 1 : 2;
   problem.align_bytes = align_bytes(args, problem.out_bytes);
-  const Config config = select_config(problem, device.limits());
+  const Config config = choose_config(problem, device.limits());
 
   v_up::Params params{};
   encode_weight_map(op, "w_uv", args.w_uv, args.w_uv_stride, args.h, args.v_dim, args.r, &params.w_uv);

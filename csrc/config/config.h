@@ -85,6 +85,9 @@ std::string broken_rules(const Problem& problem, const Device& device);
 // is answered from a bounded memo of the calling thread.
 Config select_config(const Problem& problem, const Device& device = {});
 
+// The config of one given tile, for comparing tiles. Throws as select_config does if the tile cannot run the problem.
+Config configure(const Tile& tile, const Problem& problem, const Device& device = {});
+
 // Every tile of the op in table order. Throws only if the problem itself is unsupported.
 std::vector<Candidate> candidates(const Problem& problem, const Device& device = {});
 

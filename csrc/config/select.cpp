@@ -74,6 +74,14 @@ Config select_config(const Problem& problem, const Device& device) {
   return slot.config;
 }
 
+Config configure(const Tile& tile, const Problem& problem, const Device& device) {
+  check(problem, device);
+  if (tile.op != problem.op) refuse(problem, device, std::string(tile.symbol) + " is a tile of " + op_name(tile.op));
+  const Evaluation trial = evaluate(tile, problem, device);
+  if (trial.drops == 0) return trial.config;
+  refuse(problem, device, std::string(tile.symbol) + " " + drop_reason(trial.drops, tile, problem, device));
+}
+
 std::vector<Candidate> candidates(const Problem& problem, const Device& device) {
   check(problem, device);
   std::vector<Candidate> all;
