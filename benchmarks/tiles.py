@@ -3,7 +3,7 @@
     python benchmarks/tiles.py                              a table; status 1 if a choice is over LIMIT of the best
     python benchmarks/tiles.py --json tiles.json --s 1,64 --heads 16,128
 
-Same buffers, rotation and interleaving as benchmarks/gpu.py. A tile's result is compared with the chosen one's, bit by bit.
+Same buffers, rotation and interleaving as benchmarks/gpu.py. A tile's result must have the chosen one's bits.
 """
 
 import argparse
