@@ -26,19 +26,18 @@ DEFAULT_S = [1, 16]
 def candidates(s: int, heads: int) -> dict[str, Callable[[], object]]:
     front, back = (Buffers(SIDES[name], s, heads, {}, seed=0) for name in ("front576", "back_fp8"))
     latent = torch.empty(s, heads, front.side.n, dtype=torch.bfloat16, device="cuda")
+    out_scale = front.out_scale
     op, q, a, weight = torch.ops.mla_fp8, front.x_full, front.x.transpose(0, 1), front.w_bf16_t
-    absorb = (front.x, front.w, front.w_scale)
+    absorb, pe, up = (front.x, front.w, front.w_scale), front.pe, (back.x, back.w, back.w_scale)
     return {
         "absorb_q.default(q_nope, w, scale)": lambda: op.absorb_q.default(*absorb),
-        "absorb_q.default(q_nope, w, scale, q_pe)": lambda: op.absorb_q.default(*absorb, front.pe),
-        "absorb_q.default(q_nope, w, scale, q_pe, out_scale)": lambda: op.absorb_q.default(
-            *absorb, front.pe, front.out_scale
-        ),
+        "absorb_q.default(q_nope, w, scale, q_pe)": lambda: op.absorb_q.default(*absorb, pe),
+        "absorb_q.default(q_nope, w, scale, q_pe, out_scale)": lambda: op.absorb_q.default(*absorb, pe, out_scale),
         "absorb_q.out(q_nope, w, scale, q_out=)": lambda: op.absorb_q.out(*absorb, q_out=latent),
         "mla_fp8.absorb_q(q_nope, w, scale)": lambda: mla_fp8.absorb_q(*absorb),
-        "v_up.default(o_latent, w, scale)": lambda: op.v_up.default(back.x, back.w, back.w_scale),
-        "v_up_quantized.default(o_latent, w, scale)": lambda: op.v_up_quantized.default(back.x, back.w, back.w_scale),
-        "quantize_q_nope.default(q_nope)": lambda: op.quantize_q_nope.default(front.x),
+        "v_up.default(o_latent, w, scale)": lambda: op.v_up.default(*up),
+        "v_up_quantized.default(o_latent, w, scale)": lambda: op.v_up_quantized.default(*up),
+        "quantize_q_nope.default(q_nope)": lambda: op.quantize_q_nope.default(absorb[0]),
         "q + q": lambda: q + q,
         "torch.bmm(q_nope, w)": lambda: torch.bmm(a, weight),
         "torch.empty_like(q)": lambda: torch.empty_like(q),

@@ -1,6 +1,7 @@
 #include "bindings/forced_tile.h"
 
 #include <cstring>
+#include <stdexcept>
 
 namespace mla_fp8::cuda {
 namespace {
@@ -9,9 +10,11 @@ thread_local const Tile* forced_tile = nullptr;
 
 }  // namespace
 
-Config choose_config(const Problem& problem, const Device& device) {
+Config choose_config(const Problem& problem, const Device& device) try {
   if (forced_tile != nullptr && forced_tile->op == problem.op) return configure(*forced_tile, problem, device);
   return select_config(problem, device);
+} catch (const std::invalid_argument& refusal) {
+  throw std::runtime_error(refusal.what());  // an op's errors are RuntimeError, all of them
 }
 
 }  // namespace mla_fp8::cuda
