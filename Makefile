@@ -36,7 +36,7 @@ lint: .venv/.built
 	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu*' | xargs .venv/bin/clang-format --dry-run -Werror
 
 bench: $(SETUP)
-	$(PYTHON) benchmarks/cpu.py $(ARGS)
+	$(PYTHON) benchmarks/$(if $(shell command -v nvidia-smi),gpu,cpu).py $(ARGS)
 
 clean:
 	rm -rf build .venv

@@ -1,12 +1,18 @@
-"""Time over S, and the fraction of the floor's speed: a row of two panels a side."""
+"""Time over S, and the fraction of the floor's speed: a row of two panels a side.
 
+python benchmarks/plot.py results.json plot.svg    from what benchmarks/gpu.py --json wrote
+"""
+
+import dataclasses
 import importlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from measure import FLOOR, Row
 from sides import SIDES
+from tables import read
 
 FAMILIES = {  # colour of the contenders whose name contains the key; the first that fits
     "mla_fp8": "#c1272d",
@@ -93,3 +99,13 @@ def _styles(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
             "zorder": 5 if own else 2,
         }
     return styles
+
+
+def main() -> None:
+    results, target = map(Path, sys.argv[1:])
+    names = {field.name for field in dataclasses.fields(Row)}
+    draw(target, [Row(**{name: value for name, value in row.items() if name in names}) for row in read(results)])
+
+
+if __name__ == "__main__":
+    main()
