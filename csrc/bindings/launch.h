@@ -34,28 +34,4 @@ inline void encode_weight_map(const char* op, const char* tensor, const uint8_t*
   encode_tensor_map(op, tensor, spec, map);
 }
 
-// [S,H,columns] of an output in 16-row boxes of 128 bytes, under the swizzle that the kernels write.
-inline void encode_out_map(const char* op, const char* tensor, void* out, Dtype dtype, const int64_t (&stride)[2],
-                           int64_t s, int64_t h, int64_t columns, TensorMap* map) {
-  constexpr uint64_t kBoxRowBytes = 128;
-  constexpr uint32_t kBoxRows = 16;
-  const uint64_t element_bytes = dtype == Dtype::kE4m3 ? 1 : 2;
-  TensorMapSpec spec{};
-  spec.type = dtype == Dtype::kE4m3   ? TensorMapType::kU8
-              : dtype == Dtype::kFp16 ? TensorMapType::kFp16
-                                      : TensorMapType::kBf16;
-  spec.rank = 3;
-  spec.address = out;
-  spec.dims[0] = static_cast<uint64_t>(columns);
-  spec.dims[1] = static_cast<uint64_t>(h);
-  spec.dims[2] = static_cast<uint64_t>(s);
-  spec.strides_bytes[1] = static_cast<uint64_t>(stride[1]) * element_bytes;
-  spec.strides_bytes[2] = static_cast<uint64_t>(stride[0]) * element_bytes;
-  spec.box[0] = static_cast<uint32_t>(kBoxRowBytes / element_bytes);
-  spec.box[1] = 1;
-  spec.box[2] = kBoxRows;
-  spec.swizzle = Swizzle::k128Bytes;
-  encode_tensor_map(op, tensor, spec, map);
-}
-
 }  // namespace mla_fp8::cuda

@@ -42,9 +42,6 @@ void absorb_q(const AbsorbQArgs& args, int device_index, void* stream) {
 
   absorb_q::Params params{};
   encode_weight_map(kOp, "w_uk", args.w_uk, args.w_uk_stride, args.h, args.r, args.d, &params.w_uk);
-  if (config.tile->threads > absorb_q::kWarpgroup) {
-    encode_out_map(kOp, "q", args.q, args.out_dtype, args.q_stride, args.s, args.h, args.r, &params.q_latent);
-  }
   params.q_nope = static_cast<const u16*>(args.q_nope);
   params.q_pe = static_cast<const u16*>(args.q_pe);
   params.w_uk_scale = args.w_uk_scale;

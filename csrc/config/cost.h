@@ -10,7 +10,8 @@
 //   sm   = the bytes of the busiest SM, which has ceil(grid / SMs) CTAs of ceil(tiles / grid) tiles: a partial last wave
 //          costs a whole tile. An SM draws sm_gbps, or less where too few bytes are in flight (Little's law)
 //   mma  = the busiest SM's multiply-adds, rows and columns outside the problem included
-//   us   = launch + latency + sqrt(dram^2 + l2^2 + sm^2 + mma^2): the four overlap, but not wholly
+//   us   = launch + latency + sqrt(dram^2 + l2^2 + sm^2 + mma^2): the four overlap, but not wholly; or, if that is more,
+//          launch + latency + the busiest SM's further tiles one after the other (a tile's serial_us, where measured)
 #pragma once
 
 #include <string>

@@ -1,7 +1,8 @@
 // The tiles that are compiled, one line each. From these lines come the kernels' symbols (csrc/kernels/<op>.cu), their
 // launch bounds, and the table that select_config chooses from: no tile constant stands anywhere else.
 //
-// Work is a list of tiles: row tile major, then head, then column tile. A CTA takes tiles blockIdx.x, + gridDim.x, ...
+// Work is a list of tiles: row tile major, then head, then column tile. A CTA takes tiles blockIdx.x, + gridDim.x, ...; of the SHARED tiles,
+// which have the same grid, a run of neighbouring row tiles.
 // A persistent tile keeps its weights while it walks down the rows, so its gridDim.x is a multiple of columns = heads *
 // column tiles: columns * min(row tiles, max(1, CTAs resident at once / columns)). Others get one CTA a tile.
 #pragma once
@@ -29,6 +30,7 @@ struct Tile {
   int ctas_per_sm;  // that registers are limited for (__launch_bounds__); 0: not limited
   int regs;  // most registers a thread, from ctas_per_sm; 0: not limited
   bool persistent;
+  float serial_us = 0;  // an SM's time for each further tile, as measured, where that bounds it
 };
 
 inline constexpr int kRegistersPerSm = 65536;
@@ -44,13 +46,21 @@ MLA_FP8_HOST_DEVICE constexpr int max_registers(int threads, int ctas_per_sm) {
 // X(symbol, tile n, warpgroups, output bytes, alignment, CTAs an SM)
 #define MLA_FP8_ABSORB_Q_TILES(X)         \
   X(absorb_q_n128, 128, 1, 2, 16, 4)      \
-  X(absorb_q_n256, 256, 2, 2, 16, 2)      \
-  X(absorb_q_n512, 512, 4, 2, 16, 1)      \
+  X(absorb_q_m128, 512, 2, 2, 16, 2)      \
+  X(absorb_q_m256, 512, 4, 2, 16, 1)      \
   X(absorb_q_unaligned, 128, 1, 2, 2, 3)  \
   X(absorb_q_n128_e4m3, 128, 1, 1, 16, 4) \
-  X(absorb_q_n256_e4m3, 256, 2, 1, 16, 2) \
-  X(absorb_q_n512_e4m3, 512, 4, 1, 16, 1) \
+  X(absorb_q_m128_e4m3, 512, 2, 1, 16, 2) \
+  X(absorb_q_m256_e4m3, 512, 4, 1, 16, 1) \
   X(absorb_q_e4m3_unaligned, 128, 1, 1, 2, 3)
+
+// absorb_q with D = 128: 64 rows quantized once for all warpgroups, 128 columns each.
+// X(symbol, warpgroups, output bytes, CTAs an SM)
+#define MLA_FP8_ABSORB_Q_SHARED_TILES(X) \
+  X(absorb_q_n256, 2, 2, 2)              \
+  X(absorb_q_n512, 4, 2, 1)              \
+  X(absorb_q_n256_e4m3, 2, 1, 2)         \
+  X(absorb_q_n512_e4m3, 4, 1, 1)
 
 // Tiles of 128 columns and 64 rows a warpgroup, weights through a ring of stages that keeps them if all of K fits.
 // X(symbol, the only k (0: any), stages, warpgroups, output bytes, alignment, CTAs an SM)
@@ -78,6 +88,12 @@ MLA_FP8_HOST_DEVICE constexpr int max_registers(int threads, int ctas_per_sm) {
   X(v_up_split, 2)                  \
   X(v_up_split_e4m3, 1)
 
+// v_up with R = 512: 64x128 tiles, rows quantized once for all warpgroups, 32 columns each.
+// X(symbol, output bytes, an SM's serial µs a tile: 550 µs for 124 tiles an SM at S = 8192, 125 for 31 at 2048)
+#define MLA_FP8_V_UP_SHARED_TILES(X) \
+  X(v_up_m64, 2, 0)                  \
+  X(v_up_m64_e4m3, 1, 4.4f)
+
 // 32 rows of one group. Larger tiles were no faster anywhere that matters (docs/notes.md).
 // X(symbol, alignment, CTAs an SM)
 #define MLA_FP8_QUANTIZE_Q_NOPE_TILES(X) \
@@ -99,6 +115,20 @@ namespace mla_fp8 {
    out_bytes,                                                                \
    ctas,                                                                     \
    max_registers(warpgroups * absorb_q::kWarpgroup, ctas),                   \
+   true},
+#define MLA_FP8_ABSORB_Q_SHARED_TILE(symbol, warpgroups, out_bytes, ctas) \
+  {#symbol,                                                               \
+   Op::kAbsorbQ,                                                          \
+   absorb_q::kWarpgroupM,                                                 \
+   warpgroups * absorb_q::kChunkN,                                        \
+   absorb_q::kTileK,                                                      \
+   warpgroups,                                                            \
+   warpgroups * absorb_q::kWarpgroup,                                     \
+   static_cast<int>(sizeof(absorb_q::SharedRowsStorage<warpgroups>)),     \
+   16,                                                                    \
+   out_bytes,                                                             \
+   ctas,                                                                  \
+   max_registers(warpgroups * absorb_q::kWarpgroup, ctas),                \
    true},
 #define MLA_FP8_KLOOP_TILE(op, in_bytes, symbol, k, stages, warpgroups, out_bytes, align, ctas)                      \
   {#symbol,                                                                                                          \
@@ -128,6 +158,21 @@ namespace mla_fp8 {
    1,                                              \
    max_registers(v_up::kSplitThreads, 1),          \
    false},
+#define MLA_FP8_V_UP_SHARED_TILE(symbol, out_bytes, serial_us) \
+  {#symbol,                                                    \
+   Op::kVUp,                                                   \
+   kloop::kWarpgroupM,                                         \
+   kloop::kTileN,                                              \
+   v_up::kSplitBlocks * kloop::kTileK,                         \
+   v_up::kSplitBlocks,                                         \
+   v_up::kSplitThreads,                                        \
+   static_cast<int>(sizeof(v_up::SharedRowsStorage)),          \
+   16,                                                         \
+   out_bytes,                                                  \
+   1,                                                          \
+   max_registers(v_up::kSplitThreads, 1),                      \
+   true,                                                       \
+   serial_us},
 #define MLA_FP8_QUANTIZE_TILE(symbol, align, ctas) \
   {#symbol,                                        \
    Op::kQuantizeQNope,                             \
@@ -147,8 +192,9 @@ namespace mla_fp8 {
 #define MLA_FP8_BMM_TILE(...) MLA_FP8_KLOOP_TILE(Op::kBmm, 1, __VA_ARGS__)
 
 inline constexpr Tile kTiles[] = {
-    MLA_FP8_ABSORB_Q_TILES(MLA_FP8_RESIDENT_TILE) MLA_FP8_ABSORB_Q_KLOOP_TILES(MLA_FP8_ABSORB_Q_KLOOP_TILE)
-        MLA_FP8_V_UP_SPLIT_TILES(MLA_FP8_V_UP_SPLIT_TILE) MLA_FP8_V_UP_KLOOP_TILES(MLA_FP8_V_UP_KLOOP_TILE)
-            MLA_FP8_BMM_TILES(MLA_FP8_BMM_TILE) MLA_FP8_QUANTIZE_Q_NOPE_TILES(MLA_FP8_QUANTIZE_TILE)};
+    MLA_FP8_ABSORB_Q_TILES(MLA_FP8_RESIDENT_TILE) MLA_FP8_ABSORB_Q_SHARED_TILES(MLA_FP8_ABSORB_Q_SHARED_TILE)
+        MLA_FP8_ABSORB_Q_KLOOP_TILES(MLA_FP8_ABSORB_Q_KLOOP_TILE) MLA_FP8_V_UP_SPLIT_TILES(MLA_FP8_V_UP_SPLIT_TILE)
+            MLA_FP8_V_UP_SHARED_TILES(MLA_FP8_V_UP_SHARED_TILE) MLA_FP8_V_UP_KLOOP_TILES(MLA_FP8_V_UP_KLOOP_TILE)
+                MLA_FP8_BMM_TILES(MLA_FP8_BMM_TILE) MLA_FP8_QUANTIZE_Q_NOPE_TILES(MLA_FP8_QUANTIZE_TILE)};
 
 }  // namespace mla_fp8

@@ -13,17 +13,15 @@
 // 4. Warps     warpgroups of 64 rows each, on their own once the barriers are made: each loads its rows, quantizes them in registers (a
 //              quad of lanes holds a row), multiplies, scales and stores 128 columns at a time. The last warp's first lane also starts the
 //              copies of weights: with few rows that warp has none. Registers: 64 accumulators, 16 of the A fragment, 32 of raw rows.
-//              A lone warpgroup (few rows: four CTAs an SM, all loads of the SM in flight at once) loads to registers and stores from
-//              them. Several (many rows: one to two CTAs an SM) bring the next rows to shared memory while they work on these, and hand
-//              each warp's output to the copy engine, which clips rows >= S.
+//              A lone warpgroup (few rows: four CTAs an SM, all loads of the SM in flight at once) loads to registers. Several (many rows:
+//              one to two CTAs an SM) bring the next rows to shared memory while they work on these. Output goes from registers to global
+//              memory, first to leave L2: the copy engine's boxes were slower (docs/notes.md).
 //
-// 5. Pipeline  what              producer -> consumer             arrivals  bytes
-//              full[chunk]       copy engine -> all               1         16384, once a launch
-//              cp.async batch    a thread -> itself               -         128 of q_nope, up to 64 of q_pe
-//              bulk group        a warp -> copy engine -> a warp  -         2048, two boxes in turn
+// 5. Pipeline  what            producer -> consumer    arrivals  bytes
+//              full[chunk]     copy engine -> all      1         16384, once a launch
+//              cp.async batch  a thread -> itself      -         128 of q_nope, up to 64 of q_pe
 //
-// 6. Shared memory  w_uk 128 kTileN bytes in chunks of 128 columns, 128-byte swizzle; stage 40960 bytes a warpgroup (its next rows 24576,
-//              its output 16384); full 8 bytes a chunk.
+// 6. Shared memory  w_uk 128 kTileN bytes in chunks of 128 columns, 128-byte swizzle; stage 24576 bytes a warpgroup; full 8 bytes a chunk.
 //
 // 7. Cost      bytes = S H (2 D + 2 P) + H R D (1 + 4 / 16384) + S H (R + P) out_bytes; 2 S H R D FLOP. Bound by memory at every S: 1.6 FLOP
 //              a byte at S = 1, 102 at large S, where the MMA needs a sixth of the time.
@@ -37,7 +35,6 @@
 #include "kernels/ptx/cp_async.cuh"
 #include "kernels/ptx/griddepcontrol.cuh"
 #include "kernels/rope.cuh"
-#include "kernels/store_box.cuh"
 #include "kernels/weights.cuh"
 
 namespace mla_fp8::absorb_q {
@@ -103,7 +100,7 @@ struct Worker {
     if (p.p != 0) {
 #pragma unroll
       for (int j = 0; j < kRopeVectors; ++j) {
-        const RopeChunk chunk = rope_chunk(p, first_row, rope_index(at.slice, slices, j));
+        const RopeChunk chunk = rope_chunk(p, first_row, rope_index<kWarpgroup>(at.slice, slices, j));
         if (chunk.exists) ptx::cp_async_cg_16(stage.q_pe[j][thread], rope_source(p, chunk, at.head), kVectorBytes);
       }
     }
@@ -121,12 +118,12 @@ struct Worker {
     if (p.p != 0) {
 #pragma unroll
       for (int j = 0; j < kRopeVectors; ++j) {
-        RopeChunk chunk = rope_chunk(p, first_row, rope_index(at.slice, slices, j));
+        RopeChunk chunk = rope_chunk(p, first_row, rope_index<kWarpgroup>(at.slice, slices, j));
         load_shared(chunk.word, stage.q_pe[j][thread]);
         store_rope<Config::kOutBytes, Config::kAlignBytes>(p, chunk, at.head, multiplier());
       }
-      copy_rope<Config::kOutBytes, Config::kAlignBytes>(p, first_row, at.head, at.slice, slices, kRopeVectors,
-                                                        multiplier());
+      copy_rope<Config::kOutBytes, Config::kAlignBytes, kWarpgroup>(p, first_row, at.head, at.slice, slices,
+                                                                    kRopeVectors, multiplier());
     }
   }
 
@@ -139,16 +136,18 @@ struct Worker {
       load_row<Config::kAlignBytes>(raw[i], source(row), row < p.s, lane.quad);
     }
     RopeChunk rope;
-    if (p.p != 0) rope = load_rope<Config::kAlignBytes>(p, first_row, at.head, rope_index(at.slice, slices, 0));
+    if (p.p != 0)
+      rope = load_rope<Config::kAlignBytes>(p, first_row, at.head, rope_index<kWarpgroup>(at.slice, slices, 0));
     quantize(raw, p.is_fp16 != 0, lane.quad, fragment);
     if (p.p != 0) {
       store_rope<Config::kOutBytes, Config::kAlignBytes>(p, rope, at.head, multiplier());
-      copy_rope<Config::kOutBytes, Config::kAlignBytes>(p, first_row, at.head, at.slice, slices, 1, multiplier());
+      copy_rope<Config::kOutBytes, Config::kAlignBytes, kWarpgroup>(p, first_row, at.head, at.slice, slices, 1,
+                                                                    multiplier());
     }
   }
 
   // The warpgroup's 64 rows x 128 columns of chunk `chunk`.
-  MLA_FP8_DEVICE void multiply_and_store(typename Config::Shared& shared, int chunk, i64 first_row,
+  MLA_FP8_DEVICE void multiply_and_store(const typename Config::Shared& shared, int chunk, i64 first_row,
                                          Fragment& fragment) const {
     float values[64];
     multiply(values, fragment, shared.w_uk[chunk]);
@@ -161,20 +160,9 @@ struct Worker {
       values[i] = __fmaf_rn(values[i], scale[i / 2 % 2], 0.0f);  // as a sum of one block, also of its zeros' signs
     }
     const i32 column = at.slice * Config::kTileN + chunk * kChunkN;
-    if constexpr (Config::kStaged) {
-      const int warp = threadIdx.x / 32;
-      auto& boxes = shared.stage[warp / (kWarpgroup / 32)].out[warp % (kWarpgroup / 32)];
-      const i32 warp_row = static_cast<i32>(first_row) + warp % (kWarpgroup / 32) * kBoxRows;
-      if constexpr (Config::kOutBytes == 1) {
-        store_box_e4m3(boxes, chunk % kBoxes, &p.q_latent, values, multiplier(), column, at.head, warp_row, lane.quad);
-      } else {
-        store_boxes_16bit(boxes, &p.q_latent, values, p.is_fp16 != 0, column, at.head, warp_row);
-      }
-    } else {
-      const RowValues rows[kLaneRows] = {row_values(values, 0), row_values(values, 1)};
-      store_columns<Config::kOutBytes, Config::kAlignBytes>(p, rows, first_row + lane.row, at.head, column,
-                                                            multiplier(), lane.quad);
-    }
+    const RowValues rows[kLaneRows] = {row_values(values, 0), row_values(values, 1)};
+    store_columns<Config::kOutBytes, Config::kAlignBytes>(p, rows, first_row + lane.row, at.head, column, multiplier(),
+                                                          lane.quad);
   }
 };
 
@@ -189,7 +177,6 @@ MLA_FP8_DEVICE void run(const Params& p, typename Config::Shared& shared) {
 
   if (is_producer) {
     ptx::prefetch_tensormap(&p.w_uk);
-    if constexpr (Config::kStaged) ptx::prefetch_tensormap(&p.q_latent);
 #pragma unroll
     for (int chunk = 0; chunk < kChunks; ++chunk) {
       ptx::cp_async_bulk_prefetch_tensor_3d(&p.w_uk, 0, at.slice * Config::kTileN + chunk * kChunkN, at.head);
@@ -211,16 +198,17 @@ MLA_FP8_DEVICE void run(const Params& p, typename Config::Shared& shared) {
 
   const Worker<Config> worker{p, at, slices, lane_place(), *w_scale, Config::kOutBytes == 1 ? *p.out_scale : 1.0f};
   const int warpgroup = threadIdx.x / kWarpgroup;
-  const i64 row_step = at.row_step * Config::kTileM;
-  i64 first_row = at.row_tile * Config::kTileM + warpgroup * kWarpgroupM;
+  const u32 rows = p.s;  // below 2^31, so that no sum of rows and a step wraps
+  const u32 row_step = static_cast<u32>(at.row_step) * Config::kTileM;
+  u32 first_row = static_cast<u32>(at.row_tile) * Config::kTileM + warpgroup * kWarpgroupM;
   if constexpr (Config::kStaged) {
-    if (first_row < p.s) worker.fetch(shared.stage[warpgroup], first_row);
+    if (first_row < rows) worker.fetch(shared.stage[warpgroup], first_row);
   }
-  for (bool first = true; first_row < p.s; first_row += row_step, first = false) {
+  for (bool first = true; first_row < rows; first_row += row_step, first = false) {
     Fragment fragment;
     if constexpr (Config::kStaged) {
       worker.consume(shared.stage[warpgroup], first_row, fragment);
-      if (first_row + row_step < p.s) worker.fetch(shared.stage[warpgroup], first_row + row_step);
+      if (first_row + row_step < rows) worker.fetch(shared.stage[warpgroup], first_row + row_step);
     } else {
       worker.load(first_row, fragment);
     }
@@ -230,7 +218,6 @@ MLA_FP8_DEVICE void run(const Params& p, typename Config::Shared& shared) {
       worker.multiply_and_store(shared, chunk, first_row, fragment);
     }
   }
-  if constexpr (Config::kStaged) drain_boxes();
   // Every copy has landed before the CTA ends: the warpgroup of its first rows waited for all.
 }
 

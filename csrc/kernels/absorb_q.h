@@ -12,11 +12,9 @@ inline constexpr int kTileK = 128;       // D of the resident kernel: a scale gr
 inline constexpr int kNopeVectors = 8;   // 8 bf16 or fp16 each: a thread's share of its warpgroup's 64x128 of q_nope
 inline constexpr int kRopeVectors = 4;   // and of its 64x64 q_pe
 
-// One warpgroup's next rows, a thread's own vectors that no other thread reads; and each warp's output on its way, 16 rows of 128 bytes in
-// two boxes, 128-byte swizzle.
+// One warpgroup's next rows: a thread's own vectors that no other thread reads.
 template <bool kStaged>
 struct Stage {
-  alignas(1024) u8 out[kWarpgroup / 32][2][16][128];
   alignas(16) u8 q_nope[kNopeVectors][kWarpgroup][16];
   alignas(16) u8 q_pe[kRopeVectors][kWarpgroup][16];
 };
@@ -31,9 +29,17 @@ struct SharedStorage {
   u64 full[kTileN / kChunkN];
 };
 
+// absorb_q_shared.cuh: each warpgroup has 128 columns, all have the same 64 rows.
+template <int kWarpgroups>
+struct SharedRowsStorage {
+  alignas(1024) u8 w_uk[kWarpgroups][kChunkN * kTileK];
+  alignas(1024) u8 rows[2][kWarpgroupM * kTileK];  // e4m3, 128-byte swizzle, in turn
+  float scale[2][kWarpgroupM];
+  u64 full[kWarpgroups];
+};
+
 struct Params {
   TensorMap w_uk;  // e4m3 [H,R,D], box [1,128,128], 128-byte swizzle
-  TensorMap q_latent;  // q's first R columns [S,H,R], box [16,1,128 bytes], 128-byte swizzle; for several warpgroups
   const u16* q_nope;  // [S,H,D] bf16 or fp16
   const u16* q_pe;  // [S,H,P] like q_nope, or null
   const float* w_uk_scale;  // [H,R/128,D/128]

@@ -25,7 +25,8 @@ MLA_FP8_DEVICE void run_kloop(const Params& p, typename Config::Shared& shared) 
     const float multiplier = Config::kOutBytes == 1 ? __frcp_rn(*p.out_scale) : 1.0f;
     if (p.p != 0) {
       const i64 first_row = row - lane.row;
-      copy_rope<Config::kOutBytes, Config::kAlignBytes>(p, first_row, at.head, at.slice, slices, 0, multiplier);
+      copy_rope<Config::kOutBytes, Config::kAlignBytes, kWarpgroup>(p, first_row, at.head, at.slice, slices, 0,
+                                                                    multiplier);
     }
     RowValues rows[kLaneRows];
 #pragma unroll

@@ -182,7 +182,7 @@ MLA_FP8_DEVICE void store_row_16bit(u16* to, const PackedRow& packed, bool exist
     u32 word[4] = {packed[4 * i], packed[4 * i + 1], packed[4 * i + 2], packed[4 * i + 3]};
     if constexpr (kAlignBytes == kVectorBytes) {
       transpose_quad(word, quad);
-      if (exists) *reinterpret_cast<uint4*>(to + 32 * i + 8 * quad) = make_uint4(word[0], word[1], word[2], word[3]);
+      if (exists) ptx::st_global_cs_v4(to + 32 * i + 8 * quad, make_uint4(word[0], word[1], word[2], word[3]));
     } else if (exists) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
@@ -220,7 +220,7 @@ MLA_FP8_DEVICE void store_row_e4m3(u8* to, const RowValues& values, float multip
   for (int half = 0; half < 2; ++half) {
     if constexpr (kAlignBytes == kVectorBytes) {
       const uint4 vector = e4m3_vector(values, half, multiplier, quad);
-      if (exists) *reinterpret_cast<uint4*>(to + 64 * half + 16 * quad) = vector;
+      if (exists) ptx::st_global_cs_v4(to + 64 * half + 16 * quad, vector);
     } else if (exists) {
       u32 word[4];
       e4m3_words(word, values, half, multiplier);

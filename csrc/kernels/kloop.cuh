@@ -10,7 +10,8 @@
 // 5. Pipeline  what           producer -> consumer            arrivals      bytes
 //              full[stage]    copy engine -> all              1             16384
 //              empty[stage]   all -> the producer             1 a warp      -
-//              cp.async batch a thread -> itself              -             128 of bf16, kStages batches under way
+//              cp.async batch a thread -> itself (e4m3)       -             kStages batches under way
+//                             a warp -> itself (bf16)         32            128 a thread, kStages batches under way
 //              K <= 128 kStages: every weight tile is loaded once and stays for all row tiles; empty is not used.
 //
 // 6. Shared memory  weights kStages x 16384 bytes, 128-byte swizzle; stage kStages x kWarpgroups x (16384 bf16, 9216 e4m3; none with one
@@ -115,7 +116,7 @@ struct Ring {
   }
 };
 
-// Source: fetch(Stage&, row, block) and consume(const Stage&, Fragment&), or load(row, block, Fragment&), for the lane's rows `row` and row + 8.
+// Source: fetch(Stage&, row, block) and consume(Stage&, Fragment&), or load(row, block, Fragment&), for the lane's rows `row` and row + 8.
 // finish(row, sums): after all of K.
 template <class Config, class Source, class Finish>
 MLA_FP8_DEVICE void run(const Weights& weights, const Walk& at, i64 rows, typename Config::Shared& shared,
@@ -191,26 +192,39 @@ struct QuantizingSource {
   bool is_fp16;
   int quad;
 
+  static constexpr int kWarpRows = kWarpgroupM / (kWarpgroup / 32);
+  static constexpr int kRowVectors = 2 * kTileK / kVectorBytes;
+
+  // A row's 16-byte vector in the warp's part of a stage. Odd rows exchange halves of 128 bytes, so that 8 lanes read 8 banks' widths.
+  static MLA_FP8_DEVICE u8* place(Stage<2>& stage, int warp_row, int vector) {
+    u8* rows = stage.vector[0][0] + threadIdx.x % kWarpgroup / 32 * (kWarpRows * 2 * kTileK);
+    return rows + warp_row * (2 * kTileK) + (vector ^ warp_row % 2 * kQuad) * kVectorBytes;
+  }
+
   MLA_FP8_DEVICE void fetch(Stage<2>& stage, i64 row, i32 block) const {
-    const int thread = threadIdx.x % kWarpgroup;
+    const int lane = threadIdx.x % 32;
+    const i64 first_row = row - lane / kQuad;  // of the warp's
 #pragma unroll
-    for (int i = 0; i < kLaneRows; ++i) {
-      const i64 lane_row = row + i * kLaneRowStep;
-      const bool exists = lane_row < rows;
-      const u16* vector = from + (exists ? lane_row : 0) * row_stride + block * kTileK + quad * 8;
-#pragma unroll
-      for (int step = 0; step < kSteps; ++step) {
-        ptx::cp_async_cg_16(stage.vector[i * kSteps + step][thread], vector + step * kWgmmaK,
-                            exists ? kVectorBytes : 0);
-      }
+    for (int i = 0; i < kWarpRows; i += 32 / kRowVectors) {
+      const int warp_row = i + lane / kRowVectors;
+      const bool exists = first_row + warp_row < rows;
+      ptx::cp_async_cg_16(
+          place(stage, warp_row, lane % kRowVectors),
+          from + (exists ? first_row + warp_row : 0) * row_stride + block * kTileK + lane % kRowVectors * 8,
+          exists ? kVectorBytes : 0);
     }
   }
 
-  MLA_FP8_DEVICE void consume(const Stage<2>& stage, Fragment& fragment) const {
+  MLA_FP8_DEVICE void consume(Stage<2>& stage, Fragment& fragment) const {
+    const int lane = threadIdx.x % 32;
     RawRow raw[kLaneRows];
+    __syncwarp();  // every lane has waited for its copies
 #pragma unroll
-    for (int i = 0; i < kLaneRows * kSteps; ++i)
-      load_shared(raw[i / kSteps].word[i % kSteps], stage.vector[i][threadIdx.x % kWarpgroup]);
+    for (int i = 0; i < kLaneRows * kSteps; ++i) {
+      load_shared(raw[i / kSteps].word[i % kSteps],
+                  place(stage, lane / kQuad + i / kSteps * kLaneRowStep, i % kSteps * kQuad + quad));
+    }
+    __syncwarp();  // the next rows may come
     quantize(raw, is_fp16, quad, fragment);
   }
 

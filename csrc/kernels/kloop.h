@@ -16,8 +16,8 @@ MLA_FP8_HOST_DEVICE constexpr int staged_bytes(int align_bytes, int stages, int 
   return is_staged(align_bytes, stages) ? in_bytes : 0;
 }
 
-// One warpgroup's 64x128 activations, a thread's own 16-byte vectors and, of e4m3, its rows' scales: no other thread reads them. kInBytes = 0:
-// activations go to registers at once.
+// One warpgroup's 64x128 activations as 16-byte vectors: of bf16 a warp's own 16 rows, of e4m3 a thread's own vectors and its rows' scales. No other
+// warp or thread reads them. kInBytes = 0: activations go to registers at once.
 template <int kInBytes>
 struct Stage {
   alignas(16) u8 vector[kInBytes * kTileK * kWarpgroupM / kWarpgroup / 16][kWarpgroup][16];

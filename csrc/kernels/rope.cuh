@@ -53,7 +53,7 @@ MLA_FP8_DEVICE void store_rope(const Params& p, const RopeChunk& chunk, i64 head
     const uint2 words = p.is_fp16 ? rope_e4m3<Fp16>(chunk, multiplier) : rope_e4m3<Bf16>(chunk, multiplier);
     u8* to = static_cast<u8*>(p.q) + offset;
     if constexpr (kAlignBytes == kVectorBytes) {
-      *reinterpret_cast<uint2*>(to) = words;
+      ptx::st_global_cs_v2(to, words);
     } else {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -64,7 +64,7 @@ MLA_FP8_DEVICE void store_rope(const Params& p, const RopeChunk& chunk, i64 head
   } else {
     u16* to = static_cast<u16*>(p.q) + offset;
     if constexpr (kAlignBytes == kVectorBytes) {
-      *reinterpret_cast<uint4*>(to) = make_uint4(chunk.word[0], chunk.word[1], chunk.word[2], chunk.word[3]);
+      ptx::st_global_cs_v4(to, make_uint4(chunk.word[0], chunk.word[1], chunk.word[2], chunk.word[3]));
     } else {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -75,18 +75,19 @@ MLA_FP8_DEVICE void store_rope(const Params& p, const RopeChunk& chunk, i64 head
   }
 }
 
-// The column tiles of a head share its rope columns: slice i of n takes chunks 128 (i + j n) + thread of every 64 rows, j = 0, 1, ...
+// The column tiles of a head share its rope columns: slice i of n takes chunks kThreads (i + j n) + thread of every 64 rows, j = 0, 1, ...
+template <int kThreads>
 MLA_FP8_DEVICE i32 rope_index(i32 slice, i32 slices, i32 j) {
-  return (slice + j * slices) * kWarpgroup + static_cast<i32>(threadIdx.x % kWarpgroup);
+  return (slice + j * slices) * kThreads + static_cast<i32>(threadIdx.x % kThreads);
 }
 
 // From the j-th chunk on, without a stage.
-template <int kOutBytes, int kAlignBytes>
+template <int kOutBytes, int kAlignBytes, int kThreads>
 MLA_FP8_DEVICE void copy_rope(const Params& p, i64 first_row, i64 head, i32 slice, i32 slices, i32 j,
                               float multiplier) {
-  for (; (slice + j * slices) * kWarpgroup < kWarpgroupM * (p.p / 8); ++j) {
-    store_rope<kOutBytes, kAlignBytes>(p, load_rope<kAlignBytes>(p, first_row, head, rope_index(slice, slices, j)),
-                                       head, multiplier);
+  for (; (slice + j * slices) * kThreads < kWarpgroupM * (p.p / 8); ++j) {
+    store_rope<kOutBytes, kAlignBytes>(
+        p, load_rope<kAlignBytes>(p, first_row, head, rope_index<kThreads>(slice, slices, j)), head, multiplier);
   }
 }
 

@@ -9,6 +9,7 @@
 //              Pointers and strides of o_latent and v are aligned to the tile's alignment: 16 bytes, or an element.
 //
 // 3. Grid, 4. Warps, 5. Pipeline, 6. Shared memory: kloop.cuh. DeepSeek's R = 512 is one batch of four blocks whose weights stay.
+//              v_up_split.cuh and v_up_shared.cuh are faster at R = 512 and few or some rows.
 //
 // 7. Cost      bytes = 2 S H R + H V R (1 + 4 / 16384) + S H V out_bytes (+ 4 S H); 2 S H V R FLOP. Bound by memory at every S.
 //

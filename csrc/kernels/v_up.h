@@ -1,4 +1,4 @@
-// What v_up's launcher and kernel share: the kernel's argument. Its shared memory is kloop::SharedStorage.
+// What v_up's launcher and kernels share: the kernels' argument, and the shared memory of those that are not kloop.cuh's.
 #pragma once
 
 #include "kernels/kloop.h"
@@ -15,6 +15,15 @@ struct SplitStorage {
   float product[kSplitBlocks][kloop::kTileN / 8][kloop::kWarpgroup][4];  // accumulators as their owner holds them
   float scale[kSplitBlocks][kloop::kWarpgroupM];  // scale_a * scale_w
   float amax[kSplitBlocks][kloop::kWarpgroupM];  // of each quarter of the columns
+  u64 full[kSplitBlocks];
+};
+
+// v_up_shared.cuh: the same 64 rows for all warpgroups, 32 columns each.
+struct SharedRowsStorage {
+  alignas(1024) u8 w_uv[kSplitBlocks][kloop::kTileN * kloop::kTileK];
+  alignas(1024) u8 rows[2][kSplitBlocks][kloop::kWarpgroupM * kloop::kTileK];  // e4m3, 128-byte swizzle, in turn
+  float scale[2][kSplitBlocks][kloop::kWarpgroupM];
+  float amax[2][kSplitBlocks][kloop::kWarpgroupM];  // of each quarter of the columns
   u64 full[kSplitBlocks];
 };
 

@@ -31,7 +31,7 @@ MLA_FP8_DEVICE void store_quarter_16bit(u16* to, const QuarterRow& row, bool is_
     word[j] = is_fp16 ? Fp16::pack(row.value[j][0], row.value[j][1]) : Bf16::pack(row.value[j][0], row.value[j][1]);
   }
   transpose_quad(word, quad);
-  if (exists) *reinterpret_cast<uint4*>(to + 8 * quad) = make_uint4(word[0], word[1], word[2], word[3]);
+  if (exists) ptx::st_global_cs_v4(to + 8 * quad, make_uint4(word[0], word[1], word[2], word[3]));
 }
 
 MLA_FP8_DEVICE void store_quarter_e4m3(u8* to, const QuarterRow& row, float multiplier, bool exists, int quad) {
@@ -42,7 +42,7 @@ MLA_FP8_DEVICE void store_quarter_e4m3(u8* to, const QuarterRow& row, float mult
                                                __fmul_rn(row.value[j][1], multiplier));
   }
   transpose_quad(word, quad);
-  if (exists) *reinterpret_cast<uint2*>(to + 8 * quad) = make_uint2(word[0] | word[1] << 16, word[2] | word[3] << 16);
+  if (exists) ptx::st_global_cs_v2(to + 8 * quad, make_uint2(word[0] | word[1] << 16, word[2] | word[3] << 16));
 }
 
 template <int kOutBytes>

@@ -1,0 +1,87 @@
+// Activations quantized once for a whole CTA: into shared memory, where wgmma reads them.
+//
+// Eight threads hold a row's group of 128, 16 elements each: columns 8 t.. and 64 + 8 t... The A tile is [64][128] e4m3 under the 128-byte swizzle,
+// as the weights are. Rows past the end are zeros.
+#pragma once
+
+#include "kernels/weights.cuh"
+
+namespace mla_fp8::shared_rows {
+
+inline constexpr int kRows = 64;  // of one wgmma
+inline constexpr int kParts = 8;  // threads of a row's group
+inline constexpr int kTileBytes = kRows * kGroup;
+inline constexpr int kHalf = kGroup / 2;
+
+// A thread's share of a row's group.
+struct Raw {
+  u32 word[2][4];
+};
+
+MLA_FP8_DEVICE void load(Raw& raw, const u16* row_from, int part, bool exists) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    if (exists) {
+      ptx::ld_global_no_allocate_v4(raw.word[half], row_from + half * kHalf + part * 8);
+    } else {
+#pragma unroll
+      for (u32& word : raw.word[half]) word = 0;
+    }
+  }
+}
+
+template <class Element>
+MLA_FP8_DEVICE float quantize_as(const Raw& raw, u32 amax_bits, u32 (&packed)[2][2]) {
+  const float scale = group_scale(Element::low(amax_bits));
+  const float multiplier = __frcp_rn(scale);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    packed[half][0] = e4m3x4_scaled<Element>(raw.word[half][0], raw.word[half][1], multiplier);
+    packed[half][1] = e4m3x4_scaled<Element>(raw.word[half][2], raw.word[half][3], multiplier);
+  }
+  return scale;
+}
+
+// The 1x128 quantization of docs/numerics.md: the row's values to `tile`, its scale to scales[row]. All lanes of a warp call it.
+MLA_FP8_DEVICE void quantize(u8* tile, float* scales, const Raw& raw, bool is_fp16, int row, int part) {
+  u32 amax = 0;
+#pragma unroll
+  for (const auto& half : raw.word) {
+#pragma unroll
+    for (u32 word : half) amax = ptx::max_u16x2(amax, word & kMagnitudes);
+  }
+#pragma unroll
+  for (int lanes = 1; lanes < kParts; lanes *= 2) amax = ptx::max_u16x2(amax, __shfl_xor_sync(kFullWarp, amax, lanes));
+  amax = ptx::max_u16x2(amax, amax >> 16) & 0xffffu;
+  u32 packed[2][2];
+  const float scale = is_fp16 ? quantize_as<Fp16>(raw, amax, packed) : quantize_as<Bf16>(raw, amax, packed);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int chunk = half * kHalf / kVectorBytes + part / 2;  // of 16 bytes
+    u8* to = tile + row * kGroup + (chunk ^ row % 8) * kVectorBytes + part % 2 * 8;
+    *reinterpret_cast<uint2*>(to) = make_uint2(packed[half][0], packed[half][1]);
+  }
+  if (part == 0) scales[row] = scale;
+}
+
+// From one step of wgmma's K to the next, in a tile's descriptor.
+inline constexpr u64 kStepDescriptor = kWgmmaK >> 4;
+
+// The rows of a CTA: a run of neighbouring row tiles of one head and column tile.
+struct Run {
+  i32 head, slice;
+  i64 first, end;  // rows
+};
+
+MLA_FP8_DEVICE Run run_of(u32 heads, u32 slices, i64 s) {
+  const u32 columns = heads * slices;
+  const u32 column = blockIdx.x % columns;
+  const i64 runs = gridDim.x / columns;
+  const i64 row_tiles = (s + kRows - 1) / kRows;
+  const i64 run = (row_tiles + runs - 1) / runs * kRows;
+  const i64 first = blockIdx.x / columns * run;
+  return {static_cast<i32>(column / slices), static_cast<i32>(column % slices), first,
+          first + run < s ? first + run : s};
+}
+
+}  // namespace mla_fp8::shared_rows

@@ -1,0 +1,152 @@
+// v_up and v_up_quantized (formula, tensors, cost, numerics: v_up.cuh) for R = 512 and some rows: they are quantized once, by all threads, into
+// shared memory, and the sums stay in registers.
+//
+// Grid      a CTA makes 128 columns of one head and takes a run of neighbouring row tiles, 64 rows at a time; W_UV[h] stays.
+// Warps     all threads load and quantize the rows (shared_rows.cuh); then warpgroup w multiplies all of R with columns 32 w.., adds the four
+//           products, k ascending and by the same fused multiply-adds as kloop.cuh, and stores them. The next rows are loaded meanwhile.
+//           Registers: 64 of products, 16 sums, 32 of raw rows.
+// Pipeline  barrier    producer -> consumer                      arrivals  bytes
+//           full[k]    copy engine -> all                        1         16384, once a launch
+//           CTA        rows and scales written -> all read       512       -; two buffers in turn, so one barrier a tile (one more for v_scale)
+// Shared memory  w_uv 64 KiB, rows 2 x 32 KiB (e4m3), both 128-byte swizzle; scale and amax 2 KiB each.
+#pragma once
+
+#include "kernels/shared_rows.cuh"
+#include "kernels/v_up_split.cuh"
+
+namespace mla_fp8::v_up {
+
+inline constexpr int kSharedThreads = kSplitThreads;
+static_assert(shared_rows::kRows * shared_rows::kParts == kSharedThreads);  // a thread has one row of each block
+static_assert(sizeof(SharedRowsStorage) <= 227 * 1024);
+
+// product[k] [64,32] = block k of the rows times block k of 32 columns, complete on return.
+MLA_FP8_DEVICE void multiply_blocks(float (&product)[kSplitBlocks][16], SharedRowsStorage& shared, int buffer,
+                                    int first_column) {
+  ptx::wgmma_fence_sync_aligned();
+#pragma unroll
+  for (int k = 0; k < kSplitBlocks; ++k) {
+    wait(&shared.full[k], 0);
+    const u64 a = weight_descriptor(shared.rows[buffer][k]);
+    const u64 b = weight_descriptor(shared.w_uv[k] + first_column * kloop::kTileK);
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      ptx::wgmma_m64n32k32_f32_e4m3_e4m3_shared(product[k], a + step * shared_rows::kStepDescriptor,
+                                                b + step * shared_rows::kStepDescriptor, step != 0);
+    }
+  }
+  ptx::wgmma_commit_group_sync_aligned();
+  ptx::wgmma_wait_group_sync_aligned<0>();
+}
+
+template <int kOutBytes>
+MLA_FP8_DEVICE void run_shared(const Params& p, SharedRowsStorage& shared) {
+  const i32 slices = p.v_dim / kloop::kTileN;
+  const shared_rows::Run at = shared_rows::run_of(p.h, slices, p.s);
+  const int warpgroup = threadIdx.x / kloop::kWarpgroup;
+  const i32 first_column = at.slice * kloop::kTileN;
+  const bool is_producer = threadIdx.x % kloop::kWarpgroup == kloop::kWarpgroup - 32;  // of its block
+  if (is_producer) {
+    ptx::prefetch_tensormap(&p.w_uv);
+    ptx::cp_async_bulk_prefetch_tensor_3d(&p.w_uv, warpgroup * kloop::kTileK, first_column, at.head);
+    ptx::mbarrier_init(&shared.full[warpgroup], 1);
+    ptx::fence_mbarrier_init_release_cluster();
+  }
+  __syncthreads();
+  ptx::griddepcontrol_wait();
+  ptx::griddepcontrol_launch_dependents();
+  if (at.first >= p.s) return;
+  if (is_producer) {
+    load_weight_tile(shared.w_uv[warpgroup], &p.w_uv, warpgroup * kloop::kTileK, first_column, at.head,
+                     &shared.full[warpgroup]);
+  }
+  __syncwarp();
+
+  const int part = threadIdx.x % shared_rows::kParts;
+  const int load_row = threadIdx.x / shared_rows::kParts;
+  const u16* from = p.o_latent + at.head * p.o_latent_stride[1];
+  shared_rows::Raw raw[kSplitBlocks];
+  const auto fetch = [&](i64 first_row) {
+    const i64 row = first_row + load_row;
+#pragma unroll
+    for (int k = 0; k < kSplitBlocks; ++k) {
+      shared_rows::load(raw[k], from + row * p.o_latent_stride[0] + k * kloop::kTileK, part, row < p.s);
+    }
+  };
+  fetch(at.first);
+  const LanePlace lane = lane_place();
+  float w_scale[kSplitBlocks];
+#pragma unroll
+  for (int k = 0; k < kSplitBlocks; ++k) {
+    w_scale[k] =
+        p.w_uv_scale[at.head * p.w_uv_scale_stride[0] + at.slice * p.w_uv_scale_stride[1] + k * p.w_uv_scale_stride[2]];
+  }
+  const float out_scale = kOutBytes == 1 && p.out_scale != nullptr ? *p.out_scale : 1.0f;
+  int buffer = 0;
+  for (i64 first_row = at.first; first_row < at.end; first_row += shared_rows::kRows, buffer ^= 1) {
+#pragma unroll
+    for (int k = 0; k < kSplitBlocks; ++k) {
+      shared_rows::quantize(shared.rows[buffer][k], shared.scale[buffer][k], raw[k], p.is_fp16 != 0, load_row, part);
+    }
+    ptx::fence_proxy_async_shared_cta();
+    __syncthreads();
+    if (first_row + shared_rows::kRows < at.end) fetch(first_row + shared_rows::kRows);
+    float product[kSplitBlocks][16];
+    multiply_blocks(product, shared, buffer, warpgroup * kQuarter);
+    QuarterRow rows[kLaneRows] = {};
+#pragma unroll
+    for (int k = 0; k < kSplitBlocks; ++k) {
+#pragma unroll
+      for (int i = 0; i < kLaneRows; ++i) {
+        const float scale = __fmul_rn(shared.scale[buffer][k][lane.row + i * kLaneRowStep], w_scale[k]);
+#pragma unroll
+        for (int j = 0; j < kQuarterWords; ++j) {
+          rows[i].value[j][0] = __fmaf_rn(product[k][4 * j + 2 * i], scale, rows[i].value[j][0]);
+          rows[i].value[j][1] = __fmaf_rn(product[k][4 * j + 2 * i + 1], scale, rows[i].value[j][1]);
+        }
+      }
+    }
+    float multiplier[kLaneRows] = {1.0f, 1.0f};
+    if constexpr (kOutBytes == 1) {
+      if (p.v_scale != nullptr) {
+#pragma unroll
+        for (int i = 0; i < kLaneRows; ++i) {
+          float amax = 0;
+#pragma unroll
+          for (const auto& pair : rows[i].value)
+            amax = ptx::max_nan_f32(amax, ptx::max_nan_f32(fabsf(pair[0]), fabsf(pair[1])));
+#pragma unroll
+          for (int lanes = 1; lanes < kQuad; lanes *= 2)
+            amax = ptx::max_nan_f32(amax, __shfl_xor_sync(kFullWarp, amax, lanes));
+          if (lane.quad == 0) shared.amax[buffer][warpgroup][lane.row + i * kLaneRowStep] = amax;
+        }
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < kLaneRows; ++i) {
+          float amax = 0;
+#pragma unroll
+          for (const auto& quarter : shared.amax[buffer])
+            amax = ptx::max_nan_f32(amax, quarter[lane.row + i * kLaneRowStep]);
+          const float scale = group_scale(amax);
+          multiplier[i] = __frcp_rn(scale);
+          const i64 row = first_row + lane.row + i * kLaneRowStep;
+          if (row < p.s && lane.quad == 0 && warpgroup == 0)
+            p.v_scale[row * p.v_scale_stride[0] + at.head * p.v_scale_stride[1]] = scale;
+        }
+      } else {
+        multiplier[0] = multiplier[1] = __frcp_rn(out_scale);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kLaneRows; ++i) {
+      const i64 row = first_row + lane.row + i * kLaneRowStep;
+      const i64 offset = row * p.v_stride[0] + at.head * p.v_stride[1] + first_column + warpgroup * kQuarter;
+      if constexpr (kOutBytes == 1) {
+        store_quarter_e4m3(static_cast<u8*>(p.v) + offset, rows[i], multiplier[i], row < p.s, lane.quad);
+      } else {
+        store_quarter_16bit(static_cast<u16*>(p.v) + offset, rows[i], p.is_fp16 != 0, row < p.s, lane.quad);
+      }
+    }
+  }
+}
+}  // namespace mla_fp8::v_up
