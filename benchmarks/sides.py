@@ -7,6 +7,7 @@ for contenders that move more.
 import math
 from dataclasses import dataclass
 
+from mla_fp8.config import Problem, problem_for
 from mla_fp8.reference import GROUP
 
 ROPE_DIM = 64
@@ -50,7 +51,21 @@ SIDES = {
         Side("gemm", "q_val, q_scale -> q latent [H,S,512] bf16, product alone", 128, 512, in_bytes=1 + 4 / GROUP),
     )
 }
+OPS = {  # that make a side
+    "front512": "absorb_q",
+    "front576": "absorb_q",
+    "front576_fp8": "absorb_q",
+    "back": "v_up",
+    "back_fp8": "v_up_quantized",
+    "gemm": "bmm",
+}
 GROUPS = {"front": ["front512", "front576", "front576_fp8"], "back": ["back", "back_fp8"], "all": list(SIDES)}
+
+
+def problem(side: Side, s: int, heads: int) -> Problem:
+    """What select_config is asked for it."""
+    out_dtype = "float8_e4m3fn" if side.out_bytes == 1 else "bfloat16"
+    return problem_for(OPS[side.name], s, heads, n=side.n, k=side.k, pe=side.rope, out_dtype=out_dtype)
 
 
 def rotation(footprint_bytes: int, l2_bytes: int) -> int:

@@ -1,7 +1,7 @@
-"""Fills the tables of README.md from benchmarks/results/*.json.
+"""Fills the tables of README.md and docs/*.md from benchmarks/results/*.json.
 
-    python benchmarks/tables.py            rewrite README.md
-    python benchmarks/tables.py --check    status 1 if that would change it
+    python benchmarks/tables.py            rewrite them
+    python benchmarks/tables.py --check    status 1 if that would change one
 
 A block stands between `<!-- table: NAME -->` and `<!-- end -->`; a name whose results are not there keeps its text.
 """
@@ -14,10 +14,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sides import SIDES, problem
+
+from mla_fp8.config import select_config
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 HEADS = 128
+SHOWN_TILES = 5
 FLOOR = "floor"
 Rows = Sequence[Mapping[str, Any]]
 
@@ -116,7 +121,27 @@ def cpu(rows: Rows) -> str:
     return markdown(["", *(f"S = {s}" for s in s_values)], lines) + "\n" + note
 
 
-RENDERERS: dict[str, tuple[str, Callable[[Rows], str]]] = {"cpu": ("cpu.json", cpu), "gpu": ("h100.json", gpu)}
+def tiles(rows: Rows) -> str:
+    """Per problem: the tile that select_config chooses now, its time over the fastest one's, the five fastest."""
+    lines = []
+    for row in rows:
+        us = row["us"]
+        chosen = select_config(problem(SIDES[row["side"]], row["s"], row["heads"])).tile.symbol
+        fastest = sorted(us.items(), key=lambda one: one[1])[:SHOWN_TILES]
+        times = ", ".join(f"{tile} {microseconds(time)}" for tile, time in fastest)
+        cells = [row["side"], str(row["heads"]), str(row["s"]), chosen, f"{us[chosen] / fastest[0][1]:.3f}", times]
+        lines.append(cells)
+    first = rows[0]
+    origin = ", ".join(str(first.get(key)) for key in ("gpu", "torch", "commit", "date"))
+    note = f"µs, median, weights cold, bits equal. {origin}.\n"
+    return markdown(["", "H", "S", "chosen", "over best", "the fastest, µs"], lines) + "\n" + note
+
+
+RENDERERS: dict[str, tuple[str, Callable[[Rows], str]]] = {
+    "cpu": ("cpu.json", cpu),
+    "gpu": ("h100.json", gpu),
+    "tiles": ("tiles.json", tiles),
+}
 
 
 def fill(text: str, results: Path = RESULTS) -> str:
@@ -136,16 +161,18 @@ def fill(text: str, results: Path = RESULTS) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing")
-    parser.add_argument("--file", type=Path, default=ROOT / "README.md")
-    options = parser.parse_args()
-    text = options.file.read_text()
-    filled = fill(text)
-    if options.check:
-        if filled != text:
-            print(f"{options.file} is not what benchmarks/results/ says: run python benchmarks/tables.py")
-        return int(filled != text)
-    options.file.write_text(filled)
-    return 0
+    check = parser.parse_args().check
+    stale = [
+        file
+        for file in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+        if fill(file.read_text()) != file.read_text()
+    ]
+    for file in stale:
+        if check:
+            print(f"{file} is not what benchmarks/results/ says: run python benchmarks/tables.py")
+        else:
+            file.write_text(fill(file.read_text()))
+    return int(check and bool(stale))
 
 
 if __name__ == "__main__":

@@ -21,18 +21,11 @@ from report import environment
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from sides import SIDES, Side
+from sides import OPS, SIDES, Side, problem
 
-from mla_fp8.config import Problem, candidates, forced_tile, problem_for, select_config
+from mla_fp8.config import candidates, forced_tile, select_config
 
 LIMIT = 1.05
-OPS = {"front512": "absorb_q", "front576": "absorb_q", "front576_fp8": "absorb_q", "back": "v_up", "gemm": "bmm"}
-OPS["back_fp8"] = "v_up_quantized"
-
-
-def problem(side: Side, s: int, heads: int) -> Problem:
-    out_dtype = "float8_e4m3fn" if side.out_bytes == 1 else "bfloat16"
-    return problem_for(OPS[side.name], s, heads, n=side.n, k=side.k, pe=side.rope, out_dtype=out_dtype)
 
 
 def compare(side: Side, s: int, heads: int, replays: int) -> dict[str, object]:

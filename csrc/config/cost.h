@@ -11,7 +11,8 @@
 //          costs a whole tile. An SM draws sm_gbps, or less where too few bytes are in flight (Little's law)
 //   mma  = the busiest SM's multiply-adds, rows and columns outside the problem included
 //   us   = launch + latency + sqrt(dram^2 + l2^2 + sm^2 + mma^2): the four overlap, but not wholly; or, if that is more,
-//          launch + latency + the busiest SM's further tiles one after the other (a tile's serial_us, where measured)
+//          launch + latency + the busiest SM's further tiles one after the other (a tile's serial_us, where measured).
+//          A tile's start_us, where measured, is added to either
 #pragma once
 
 #include <string>

@@ -30,6 +30,7 @@ struct Tile {
   int ctas_per_sm;  // that registers are limited for (__launch_bounds__); 0: not limited
   int regs;  // most registers a thread, from ctas_per_sm; 0: not limited
   bool persistent;
+  float start_us = 0;  // what a launch takes longer, or less long, than the model of cost.h says, as measured
   float serial_us = 0;  // an SM's time for each further tile, as measured, where that bounds it
 };
 
@@ -43,16 +44,16 @@ MLA_FP8_HOST_DEVICE constexpr int max_registers(int threads, int ctas_per_sm) {
 }  // namespace mla_fp8
 
 // absorb_q with D = 128: kTileN columns of a head's weights stay in shared memory; 64 rows a warpgroup.
-// X(symbol, tile n, warpgroups, output bytes, alignment, CTAs an SM)
-#define MLA_FP8_ABSORB_Q_TILES(X)         \
-  X(absorb_q_n128, 128, 1, 2, 16, 4)      \
-  X(absorb_q_m128, 512, 2, 2, 16, 2)      \
-  X(absorb_q_m256, 512, 4, 2, 16, 1)      \
-  X(absorb_q_unaligned, 128, 1, 2, 2, 3)  \
-  X(absorb_q_n128_e4m3, 128, 1, 1, 16, 4) \
-  X(absorb_q_m128_e4m3, 512, 2, 1, 16, 2) \
-  X(absorb_q_m256_e4m3, 512, 4, 1, 16, 1) \
-  X(absorb_q_e4m3_unaligned, 128, 1, 1, 2, 3)
+// X(symbol, tile n, warpgroups, output bytes, alignment, CTAs an SM, start µs)
+#define MLA_FP8_ABSORB_Q_TILES(X)                \
+  X(absorb_q_n128, 128, 1, 2, 16, 4, 0)          \
+  X(absorb_q_m128, 512, 2, 2, 16, 2, 0)          \
+  X(absorb_q_m256, 512, 4, 2, 16, 1, 0)          \
+  X(absorb_q_unaligned, 128, 1, 2, 2, 3, -0.35f) \
+  X(absorb_q_n128_e4m3, 128, 1, 1, 16, 4, 0)     \
+  X(absorb_q_m128_e4m3, 512, 2, 1, 16, 2, 0.5f)  \
+  X(absorb_q_m256_e4m3, 512, 4, 1, 16, 1, 0)     \
+  X(absorb_q_e4m3_unaligned, 128, 1, 1, 2, 3, 0)
 
 // absorb_q with D = 128: 64 rows quantized once for all warpgroups, 128 columns each.
 // X(symbol, warpgroups, output bytes, CTAs an SM)
@@ -102,20 +103,21 @@ MLA_FP8_HOST_DEVICE constexpr int max_registers(int threads, int ctas_per_sm) {
 
 namespace mla_fp8 {
 
-#define MLA_FP8_RESIDENT_TILE(symbol, n, warpgroups, out_bytes, align, ctas) \
-  {#symbol,                                                                  \
-   Op::kAbsorbQ,                                                             \
-   warpgroups * absorb_q::kWarpgroupM,                                       \
-   n,                                                                        \
-   absorb_q::kTileK,                                                         \
-   n / absorb_q::kChunkN,                                                    \
-   warpgroups * absorb_q::kWarpgroup,                                        \
-   static_cast<int>(sizeof(absorb_q::SharedStorage<n, warpgroups>)),         \
-   align,                                                                    \
-   out_bytes,                                                                \
-   ctas,                                                                     \
-   max_registers(warpgroups * absorb_q::kWarpgroup, ctas),                   \
-   true},
+#define MLA_FP8_RESIDENT_TILE(symbol, n, warpgroups, out_bytes, align, ctas, start_us) \
+  {#symbol,                                                                            \
+   Op::kAbsorbQ,                                                                       \
+   warpgroups * absorb_q::kWarpgroupM,                                                 \
+   n,                                                                                  \
+   absorb_q::kTileK,                                                                   \
+   n / absorb_q::kChunkN,                                                              \
+   warpgroups * absorb_q::kWarpgroup,                                                  \
+   static_cast<int>(sizeof(absorb_q::SharedStorage<n, warpgroups>)),                   \
+   align,                                                                              \
+   out_bytes,                                                                          \
+   ctas,                                                                               \
+   max_registers(warpgroups * absorb_q::kWarpgroup, ctas),                             \
+   true,                                                                               \
+   start_us},
 #define MLA_FP8_ABSORB_Q_SHARED_TILE(symbol, warpgroups, out_bytes, ctas) \
   {#symbol,                                                               \
    Op::kAbsorbQ,                                                          \
@@ -172,6 +174,7 @@ namespace mla_fp8 {
    1,                                                          \
    max_registers(v_up::kSplitThreads, 1),                      \
    true,                                                       \
+   0,                                                          \
    serial_us},
 #define MLA_FP8_QUANTIZE_TILE(symbol, align, ctas) \
   {#symbol,                                        \

@@ -6,12 +6,12 @@
 
 namespace aq = mla_fp8::absorb_q;
 
-#define MLA_FP8_KERNEL(symbol, tile_n, warpgroups, out_bytes, align_bytes, ctas_per_sm) \
-  extern "C" __global__ void __launch_bounds__(warpgroups* aq::kWarpgroup, ctas_per_sm) \
-      symbol(const __grid_constant__ aq::Params params) {                               \
-    using Config = aq::Config<tile_n, warpgroups, out_bytes, align_bytes>;              \
-    extern __shared__ __align__(1024) mla_fp8::u8 shared_bytes[];                       \
-    aq::run<Config>(params, *reinterpret_cast<Config::Shared*>(shared_bytes));          \
+#define MLA_FP8_KERNEL(symbol, tile_n, warpgroups, out_bytes, align_bytes, ctas_per_sm, start_us) \
+  extern "C" __global__ void __launch_bounds__(warpgroups* aq::kWarpgroup, ctas_per_sm)           \
+      symbol(const __grid_constant__ aq::Params params) {                                         \
+    using Config = aq::Config<tile_n, warpgroups, out_bytes, align_bytes>;                        \
+    extern __shared__ __align__(1024) mla_fp8::u8 shared_bytes[];                                 \
+    aq::run<Config>(params, *reinterpret_cast<Config::Shared*>(shared_bytes));                    \
   }
 MLA_FP8_ABSORB_Q_TILES(MLA_FP8_KERNEL)
 #undef MLA_FP8_KERNEL
