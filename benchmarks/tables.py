@@ -121,6 +121,17 @@ def cpu(rows: Rows) -> str:
     return markdown(["", *(f"S = {s}" for s in s_values)], lines) + "\n" + note
 
 
+def quantize(rows: Rows) -> str:
+    """Per S and input: µs, that of a copy of the same bytes, the ratio."""
+    lines = []
+    for row in rows:
+        times = microseconds(row["us"]), microseconds(row["memcpy_us"]), f"{row['us'] / row['memcpy_us']:.2f}"
+        lines.append([row["input"], str(row["s"]), *times])
+    origin = ", ".join(str(rows[0].get(key)) for key in ("gpu", "torch"))
+    note = f"µs, median, H = {rows[0]['heads']}. {origin}.\n"
+    return markdown(["q_nope", "S", "quantize_q_nope", "copy of the same bytes", "ratio"], lines) + "\n" + note
+
+
 def tiles(rows: Rows) -> str:
     """Per problem: the tile that select_config chooses now, its time over the fastest one's, the five fastest."""
     lines = []
@@ -140,6 +151,7 @@ def tiles(rows: Rows) -> str:
 RENDERERS: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "cpu": ("cpu.json", cpu),
     "gpu": ("h100.json", gpu),
+    "quantize": ("quantize.json", quantize),
     "tiles": ("tiles.json", tiles),
 }
 
