@@ -146,36 +146,26 @@ namespace mla_fp8 {
    ctas,                                                                                                             \
    max_registers(warpgroups * kloop::kWarpgroup, ctas),                                                              \
    stages > 1},
-#define MLA_FP8_V_UP_SPLIT_TILE(symbol, out_bytes) \
-  {#symbol,                                        \
-   Op::kVUp,                                       \
-   kloop::kWarpgroupM,                             \
-   kloop::kTileN,                                  \
-   v_up::kSplitBlocks * kloop::kTileK,             \
-   v_up::kSplitBlocks,                             \
-   v_up::kSplitThreads,                            \
-   static_cast<int>(sizeof(v_up::SplitStorage)),   \
-   16,                                             \
-   out_bytes,                                      \
-   1,                                              \
-   max_registers(v_up::kSplitThreads, 1),          \
-   false},
-#define MLA_FP8_V_UP_SHARED_TILE(symbol, out_bytes, serial_us) \
-  {#symbol,                                                    \
-   Op::kVUp,                                                   \
-   kloop::kWarpgroupM,                                         \
-   kloop::kTileN,                                              \
-   v_up::kSplitBlocks * kloop::kTileK,                         \
-   v_up::kSplitBlocks,                                         \
-   v_up::kSplitThreads,                                        \
-   static_cast<int>(sizeof(v_up::SharedRowsStorage)),          \
-   16,                                                         \
-   out_bytes,                                                  \
-   1,                                                          \
-   max_registers(v_up::kSplitThreads, 1),                      \
-   true,                                                       \
-   0,                                                          \
+#define MLA_FP8_V_UP_R512_TILE(symbol, out_bytes, storage, persistent, serial_us) \
+  {#symbol,                                                                       \
+   Op::kVUp,                                                                      \
+   kloop::kWarpgroupM,                                                            \
+   kloop::kTileN,                                                                 \
+   v_up::kSplitBlocks * kloop::kTileK,                                            \
+   v_up::kSplitBlocks,                                                            \
+   v_up::kSplitThreads,                                                           \
+   static_cast<int>(sizeof(storage)),                                             \
+   16,                                                                            \
+   out_bytes,                                                                     \
+   1,                                                                             \
+   max_registers(v_up::kSplitThreads, 1),                                         \
+   persistent,                                                                    \
+   0,                                                                             \
    serial_us},
+#define MLA_FP8_V_UP_SPLIT_TILE(symbol, out_bytes) \
+  MLA_FP8_V_UP_R512_TILE(symbol, out_bytes, v_up::SplitStorage, false, 0)
+#define MLA_FP8_V_UP_SHARED_TILE(symbol, out_bytes, serial_us) \
+  MLA_FP8_V_UP_R512_TILE(symbol, out_bytes, v_up::SharedRowsStorage, true, serial_us)
 #define MLA_FP8_QUANTIZE_TILE(symbol, align, ctas) \
   {#symbol,                                        \
    Op::kQuantizeQNope,                             \
