@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from report import output_of
 from rich import box
 from rich.console import Console
 from rich.progress import track
@@ -147,7 +147,6 @@ def cpu_model() -> str:
 
 def environment(threads: int) -> dict[str, object]:
     """What a result says about its origin."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
     return {
         "cpu": cpu_model(),
         "capability": torch.backends.cpu.get_cpu_capability(),
@@ -156,7 +155,7 @@ def environment(threads: int) -> dict[str, object]:
         "threads": threads,
         "torch": torch.__version__,
         "mla_fp8": mla_fp8.__version__,
-        "commit": git.stdout.strip() if git.returncode == 0 else None,
+        "commit": output_of(["git", "rev-parse", "HEAD"]),
         "date": datetime.date.today().isoformat(),
     }
 

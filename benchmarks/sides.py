@@ -20,6 +20,7 @@ class Side:
 
     name: str
     title: str
+    op: str  # ours that makes it
     k: int
     n: int
     rope: int = 0
@@ -39,33 +40,42 @@ class Side:
     def bytes(self, s: int, heads: int) -> int:
         return self.read_bytes(s, heads) + self.weight_bytes(heads) + self.written_bytes(s, heads)
 
+    def problem(self, s: int, heads: int) -> Problem:
+        """What select_config is asked for it."""
+        out_dtype = "float8_e4m3fn" if self.out_bytes == 1 else "bfloat16"
+        return problem_for(self.op, s, heads, n=self.n, k=self.k, pe=self.rope, out_dtype=out_dtype)
+
 
 SIDES = {
     side.name: side
     for side in (
-        Side("front512", "q_nope [S,H,128] -> q latent [S,H,512] bf16", 128, 512),
-        Side("front576", "q_nope, q_pe -> q [S,H,576] bf16", 128, 512, rope=ROPE_DIM),
-        Side("front576_fp8", "q_nope, q_pe -> q [S,H,576] e4m3, static scale", 128, 512, rope=ROPE_DIM, out_bytes=1),
-        Side("back", "o_latent [S,H,512] -> v [S,H,128] bf16", 512, 128),
-        Side("back_fp8", "o_latent -> v [S,H*128] e4m3, scales [S,H]", 512, 128, out_bytes=1, scale_bytes=4),
-        Side("gemm", "q_val, q_scale -> q latent [H,S,512] bf16, product alone", 128, 512, in_bytes=1 + 4 / GROUP),
+        Side("front512", "q_nope [S,H,128] -> q latent [S,H,512] bf16", "absorb_q", 128, 512),
+        Side("front576", "q_nope, q_pe -> q [S,H,576] bf16", "absorb_q", 128, 512, rope=ROPE_DIM),
+        Side(
+            "front576_fp8",
+            "q_nope, q_pe -> q [S,H,576] e4m3, static scale",
+            "absorb_q",
+            128,
+            512,
+            rope=ROPE_DIM,
+            out_bytes=1,
+        ),
+        Side("back", "o_latent [S,H,512] -> v [S,H,128] bf16", "v_up", 512, 128),
+        Side(
+            "back_fp8",
+            "o_latent -> v [S,H*128] e4m3, scales [S,H]",
+            "v_up_quantized",
+            512,
+            128,
+            out_bytes=1,
+            scale_bytes=4,
+        ),
+        Side(
+            "gemm", "q_val, q_scale -> q latent [H,S,512] bf16, product alone", "bmm", 128, 512, in_bytes=1 + 4 / GROUP
+        ),
     )
 }
-OPS = {  # that make a side
-    "front512": "absorb_q",
-    "front576": "absorb_q",
-    "front576_fp8": "absorb_q",
-    "back": "v_up",
-    "back_fp8": "v_up_quantized",
-    "gemm": "bmm",
-}
 GROUPS = {"front": ["front512", "front576", "front576_fp8"], "back": ["back", "back_fp8"], "all": list(SIDES)}
-
-
-def problem(side: Side, s: int, heads: int) -> Problem:
-    """What select_config is asked for it."""
-    out_dtype = "float8_e4m3fn" if side.out_bytes == 1 else "bfloat16"
-    return problem_for(OPS[side.name], s, heads, n=side.n, k=side.k, pe=side.rope, out_dtype=out_dtype)
 
 
 def rotation(footprint_bytes: int, l2_bytes: int) -> int:

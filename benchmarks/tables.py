@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sides import SIDES, problem
+from sides import SIDES
 
 from mla_fp8.config import select_config
 
@@ -137,7 +137,7 @@ def tiles(rows: Rows) -> str:
     lines = []
     for row in rows:
         us = row["us"]
-        chosen = select_config(problem(SIDES[row["side"]], row["s"], row["heads"])).tile.symbol
+        chosen = select_config(SIDES[row["side"]].problem(row["s"], row["heads"])).tile.symbol
         fastest = sorted(us.items(), key=lambda one: one[1])[:SHOWN_TILES]
         times = ", ".join(f"{tile} {microseconds(time)}" for tile, time in fastest)
         cells = [row["side"], str(row["heads"]), str(row["s"]), chosen, f"{us[chosen] / fastest[0][1]:.3f}", times]
@@ -174,17 +174,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing")
     check = parser.parse_args().check
-    stale = [
-        file
-        for file in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
-        if fill(file.read_text()) != file.read_text()
-    ]
-    for file in stale:
+    stale = False
+    for file in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        text = file.read_text()
+        filled = fill(text)
+        if filled == text:
+            continue
+        stale = True
         if check:
             print(f"{file} is not what benchmarks/results/ says: run python benchmarks/tables.py")
         else:
-            file.write_text(fill(file.read_text()))
-    return int(check and bool(stale))
+            file.write_text(filled)
+    return int(check and stale)
 
 
 if __name__ == "__main__":

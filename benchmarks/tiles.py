@@ -7,7 +7,6 @@ Same buffers, rotation and interleaving as benchmarks/gpu.py. A tile's result mu
 """
 
 import argparse
-import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -17,11 +16,11 @@ import timing
 import torch
 from contenders import ours
 from gpu import integers, side_names
-from report import environment
+from report import environment, write_json
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from sides import OPS, SIDES, Side, problem
+from sides import SIDES, Side
 
 from mla_fp8.config import candidates, forced_tile, select_config
 
@@ -30,11 +29,11 @@ LIMIT = 1.05
 
 def compare(side: Side, s: int, heads: int, replays: int) -> dict[str, object]:
     """Median µs of each tile, the chosen one and its time over the best's."""
-    asked = problem(side, s, heads)
+    asked = side.problem(s, heads)
     symbols = [one.config.tile.symbol for one in candidates(asked) if one.kept]
     case = measure.Case(side, s, heads)
     sets = case.sets()
-    call = next(one for one in ours(side) if OPS[side.name].removesuffix("_quantized") in one.name).call
+    call = ours(side)[0].call  # the op; after it come its parts
     call(sets[0])
     want = sets[0].result("out").view(torch.uint8).clone()
     captured = {}
@@ -74,8 +73,7 @@ def main() -> int:
         table.add_row(*(str(row[key]) for key in ("side", "heads", "s", "chosen")), f"{row['over_best']:.3f}", times)
     console.print(table)
     if options.json:
-        facts = environment(options.commit)
-        options.json.write_text("".join(json.dumps({**facts, **row}) + "\n" for row in rows))
+        write_json(options.json, rows, environment(options.commit))
     return int(any(float(str(row["over_best"])) > LIMIT for row in rows))
 
 
