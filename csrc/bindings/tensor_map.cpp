@@ -8,7 +8,7 @@
 namespace mla_fp8::cuda {
 namespace {
 
-// A layer has a map of its weights and one of its output: enough for both sides of 60 layers, at 240 bytes each.
+// A layer has a map for w_uk and one for w_uv: enough for two models of 61 layers, at 256 bytes each.
 constexpr size_t kKeptMaps = 256;
 static_assert((kKeptMaps & (kKeptMaps - 1)) == 0, "a slot is the low bits of a hash");
 
@@ -16,6 +16,7 @@ struct KeptMap {
   TensorMapSpec spec{};  // rank 0: empty
   TensorMap map;
 };
+static_assert(sizeof(KeptMap) == 256);
 
 bool same(const TensorMapSpec& a, const TensorMapSpec& b) {
   return a.rank == b.rank && a.address == b.address && a.type == b.type && a.swizzle == b.swizzle &&
