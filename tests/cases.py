@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import helpers
 import pytest
 import torch
-from helpers import rand, randn, random_weight, strided
+from helpers import assert_same_bits, rand, randn, random_weight, strided
 from torch import Tensor
 
 import mla_fp8  # noqa: F401  loads the ops
@@ -43,6 +43,14 @@ class Case:
     def call(self, arguments: dict) -> tuple[Tensor, ...]:
         results = self.functional(**arguments)
         return results if isinstance(results, tuple) else (results,)
+
+    def assert_gives(self, arguments: dict, views: dict[str, Tensor], want) -> None:
+        """The functional op and the writing overload give `want`, bit for bit."""
+        got = self.call(arguments)
+        self.out(**arguments, **views)
+        for result, view, expected in zip(got, views.values(), want, strict=True):
+            assert_same_bits(result, expected)
+            assert_same_bits(view, expected)
 
     def out_views(self, results) -> tuple[dict[str, Tensor], list[Tensor]]:
         """Poisoned strided views by keyword, shaped like the results, and the buffers that they lie in."""
