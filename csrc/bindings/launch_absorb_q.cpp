@@ -41,7 +41,8 @@ void absorb_q(const AbsorbQArgs& args, int device_index, void* stream) {
   const Config config = choose_config(problem, device.limits());
 
   absorb_q::Params params{};
-  encode_weight_map(kOp, "w_uk", args.w_uk, args.w_uk_stride, args.h, args.r, args.d, &params.w_uk);
+  encode_weight_map(kOp, "w_uk", args.w_uk, args.w_uk_stride, args.h, args.r, args.d, config.tile->lane_columns,
+                    &params.w_uk);
   params.q_nope = static_cast<const u16*>(args.q_nope);
   params.q_pe = static_cast<const u16*>(args.q_pe);
   params.w_uk_scale = args.w_uk_scale;

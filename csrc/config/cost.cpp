@@ -9,7 +9,6 @@ namespace {
 constexpr double kBytesPerUsPerGbps = 1e3;  // 1 GB/s = 1000 bytes a µs
 constexpr double kFlopsPerUsPerTflops = 1e6;
 constexpr double kScaleBytes = 4;           // fp32
-constexpr int kVectorBytes = 16;            // a thread's widest access, and TMA's
 constexpr int kMaxThreads = 1024;           // of a CTA
 constexpr int kLoadsInFlight = 8;           // of a thread: 32 registers of 16-byte loads
 

@@ -127,6 +127,7 @@ void bind_outputs(py::module_& module) {
       .field("ctas_per_sm", &Tile::ctas_per_sm)
       .field("regs", &Tile::regs)
       .field("persistent", &Tile::persistent)
+      .field("lane_columns", &Tile::lane_columns)
       .field("start_us", &Tile::start_us)
       .field("serial_us", &Tile::serial_us)
       .repr();

@@ -10,6 +10,7 @@
 #include "kernels/absorb_q.h"
 #include "kernels/bmm.h"
 #include "kernels/kloop.h"
+#include "kernels/lanes.h"
 #include "kernels/quantize_q_nope.h"
 #include "kernels/types.h"
 #include "kernels/v_up.h"
@@ -30,6 +31,8 @@ struct Tile {
   int ctas_per_sm;  // that registers are limited for (__launch_bounds__); 0: not limited
   int regs;  // most registers a thread, from ctas_per_sm; 0: not limited
   bool persistent;
+  int lane_columns =
+      0;  // neighbouring output columns that a lane stores at once: the order of the weights' rows (kernels/weights.cuh); 0: none
   float start_us = 0;  // what a launch takes longer, or less long, than the model of cost.h says, as measured
   float serial_us = 0;  // an SM's time for each further tile, as measured, where that bounds it
 };
@@ -117,6 +120,7 @@ namespace mla_fp8 {
    ctas,                                                                               \
    max_registers(warpgroups * absorb_q::kWarpgroup, ctas),                             \
    true,                                                                               \
+   kLaneColumns<out_bytes>,                                                            \
    start_us},
 #define MLA_FP8_ABSORB_Q_SHARED_TILE(symbol, warpgroups, out_bytes, ctas) \
   {#symbol,                                                               \
@@ -131,7 +135,8 @@ namespace mla_fp8 {
    out_bytes,                                                             \
    ctas,                                                                  \
    max_registers(warpgroups * absorb_q::kWarpgroup, ctas),                \
-   true},
+   true,                                                                  \
+   kLaneColumns<out_bytes>},
 #define MLA_FP8_KLOOP_TILE(op, in_bytes, symbol, k, stages, warpgroups, out_bytes, align, ctas)                      \
   {#symbol,                                                                                                          \
    op,                                                                                                               \
@@ -145,7 +150,8 @@ namespace mla_fp8 {
    out_bytes,                                                                                                        \
    ctas,                                                                                                             \
    max_registers(warpgroups * kloop::kWarpgroup, ctas),                                                              \
-   stages > 1},
+   stages > 1,                                                                                                       \
+   kLaneColumns<out_bytes>},
 #define MLA_FP8_V_UP_R512_TILE(symbol, out_bytes, storage, persistent, serial_us) \
   {#symbol,                                                                       \
    Op::kVUp,                                                                      \
@@ -160,6 +166,7 @@ namespace mla_fp8 {
    1,                                                                             \
    max_registers(v_up::kSplitThreads, 1),                                         \
    persistent,                                                                    \
+   v_up::kQuarterColumns,                                                         \
    0,                                                                             \
    serial_us},
 #define MLA_FP8_V_UP_SPLIT_TILE(symbol, out_bytes) \

@@ -19,7 +19,7 @@
 //
 // 5. Pipeline  what            producer -> consumer    arrivals  bytes
 //              full[chunk]     copy engine -> all      1         16384, once a launch
-//              cp.async batch  a thread -> itself      -         128 of q_nope, up to 64 of q_pe
+//              cp.async batch  a warp -> itself        32        128 a thread of q_nope, up to 64 of q_pe
 //
 // 6. Shared memory  w_uk 128 kTileN bytes in chunks of 128 columns, 128-byte swizzle; stage 24576 bytes a warpgroup; full 8 bytes a chunk.
 //
@@ -84,6 +84,12 @@ struct Worker {
     return p.q_nope + row * p.q_nope_stride[0] + at.head * p.q_nope_stride[1];
   }
 
+  // Where a quad's vector of 16 bytes stands. Rows 2 and 3 of every four exchange halves, so that 16 lanes' 8 bytes are in 32 banks.
+  MLA_FP8_DEVICE u8* place(Stage<true>& stage, int plane, int vector) const {
+    const int first_of_quad = static_cast<int>(threadIdx.x) % kWarpgroup / kQuad * kQuad;
+    return stage.q_nope[plane][first_of_quad + (vector ^ (lane.row & 2))];
+  }
+
   // Starts copying the warpgroup's rows from first_row on.
   MLA_FP8_DEVICE void fetch(Stage<true>& stage, i64 first_row) const {
     const int thread = threadIdx.x % kWarpgroup;
@@ -93,7 +99,7 @@ struct Worker {
       const u16* from = source(row < p.s ? row : 0) + lane.quad * 8;
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
-        ptx::cp_async_cg_16(stage.q_nope[i * kSteps + step][thread], from + step * kWgmmaK,
+        ptx::cp_async_cg_16(place(stage, i * kSteps + step, lane.quad), from + step * kWgmmaK,
                             row < p.s ? kVectorBytes : 0);
       }
     }
@@ -108,13 +114,19 @@ struct Worker {
   }
 
   // The fetched rows become the fragment, their q_pe is stored; the stage is free after it.
-  MLA_FP8_DEVICE void consume(const Stage<true>& stage, i64 first_row, Fragment& fragment) const {
+  MLA_FP8_DEVICE void consume(Stage<true>& stage, i64 first_row, Fragment& fragment) const {
     const int thread = threadIdx.x % kWarpgroup;
     ptx::cp_async_wait_group<0>();
     RawRow raw[kLaneRows];
+    __syncwarp();  // every lane has waited for its copies
 #pragma unroll
-    for (int i = 0; i < kLaneRows * kSteps; ++i) load_shared(raw[i / kSteps].word[i % kSteps], stage.q_nope[i][thread]);
-    quantize(raw, p.is_fp16 != 0, lane.quad, fragment);
+    for (int i = 0; i < 2 * kLaneRows * kSteps; ++i) {
+      const int plane = i / 2;
+      load_shared_half(raw[plane / kSteps].word[plane % kSteps] + i % 2 * 2,
+                       place(stage, plane, i % 2 * 2 + lane.quad / 2) + lane.quad % 2 * 8);
+    }
+    __syncwarp();  // the next rows may come
+    quantize(raw, p.is_fp16 != 0, fragment);
     if (p.p != 0) {
 #pragma unroll
       for (int j = 0; j < kRopeVectors; ++j) {
@@ -138,7 +150,7 @@ struct Worker {
     RopeChunk rope;
     if (p.p != 0)
       rope = load_rope<Config::kAlignBytes>(p, first_row, at.head, rope_index<kWarpgroup>(at.slice, slices, 0));
-    quantize(raw, p.is_fp16 != 0, lane.quad, fragment);
+    quantize(raw, p.is_fp16 != 0, fragment);
     if (p.p != 0) {
       store_rope<Config::kOutBytes, Config::kAlignBytes>(p, rope, at.head, multiplier());
       copy_rope<Config::kOutBytes, Config::kAlignBytes, kWarpgroup>(p, first_row, at.head, at.slice, slices, 1,
@@ -179,7 +191,8 @@ MLA_FP8_DEVICE void run(const Params& p, typename Config::Shared& shared) {
     ptx::prefetch_tensormap(&p.w_uk);
 #pragma unroll
     for (int chunk = 0; chunk < kChunks; ++chunk) {
-      ptx::cp_async_bulk_prefetch_tensor_3d(&p.w_uk, 0, at.slice * Config::kTileN + chunk * kChunkN, at.head);
+      prefetch_weight_tile<kLaneColumns<Config::kOutBytes>>(&p.w_uk, 0, at.slice * Config::kTileN + chunk * kChunkN,
+                                                            at.head);
       ptx::mbarrier_init(&shared.full[chunk], 1);
     }
     ptx::fence_mbarrier_init_release_cluster();
@@ -190,8 +203,8 @@ MLA_FP8_DEVICE void run(const Params& p, typename Config::Shared& shared) {
   if (is_producer && at.row_tile * Config::kTileM < p.s) {
 #pragma unroll
     for (int chunk = 0; chunk < kChunks; ++chunk) {
-      load_weight_tile(shared.w_uk[chunk], &p.w_uk, 0, at.slice * Config::kTileN + chunk * kChunkN, at.head,
-                       &shared.full[chunk]);
+      load_weight_tile<kLaneColumns<Config::kOutBytes>>(
+          shared.w_uk[chunk], &p.w_uk, 0, at.slice * Config::kTileN + chunk * kChunkN, at.head, &shared.full[chunk]);
     }
   }
   __syncwarp();

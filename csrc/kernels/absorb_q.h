@@ -12,7 +12,7 @@ inline constexpr int kTileK = 128;       // D of the resident kernel: a scale gr
 inline constexpr int kNopeVectors = 8;   // 8 bf16 or fp16 each: a thread's share of its warpgroup's 64x128 of q_nope
 inline constexpr int kRopeVectors = 4;   // and of its 64x64 q_pe
 
-// One warpgroup's next rows: a thread's own vectors that no other thread reads.
+// One warpgroup's next rows: q_nope as vectors of a quad of lanes, q_pe as a thread's own.
 template <bool kStaged>
 struct Stage {
   alignas(16) u8 q_nope[kNopeVectors][kWarpgroup][16];
@@ -39,7 +39,7 @@ struct SharedRowsStorage {
 };
 
 struct Params {
-  TensorMap w_uk;  // e4m3 [H,R,D], box [1,128,128], 128-byte swizzle
+  TensorMap w_uk;  // e4m3 [H,R,D], boxes of 128 x 128 in lane order (kernels/weights.cuh), 128-byte swizzle
   const u16* q_nope;  // [S,H,D] bf16 or fp16
   const u16* q_pe;  // [S,H,P] like q_nope, or null
   const float* w_uk_scale;  // [H,R/128,D/128]

@@ -53,7 +53,7 @@ MLA_FP8_DEVICE void run_shared(const Params& p, typename Config::Shared& shared)
     ptx::prefetch_tensormap(&p.w_uk);
 #pragma unroll
     for (int chunk = 0; chunk < Config::kWarpgroups; ++chunk) {
-      ptx::cp_async_bulk_prefetch_tensor_3d(&p.w_uk, 0, first_column + chunk * kChunkN, at.head);
+      prefetch_weight_tile<kLaneColumns<Config::kOutBytes>>(&p.w_uk, 0, first_column + chunk * kChunkN, at.head);
       ptx::mbarrier_init(&shared.full[chunk], 1);
     }
     ptx::fence_mbarrier_init_release_cluster();
@@ -65,7 +65,8 @@ MLA_FP8_DEVICE void run_shared(const Params& p, typename Config::Shared& shared)
   if (is_producer) {
 #pragma unroll
     for (int chunk = 0; chunk < Config::kWarpgroups; ++chunk) {
-      load_weight_tile(shared.w_uk[chunk], &p.w_uk, 0, first_column + chunk * kChunkN, at.head, &shared.full[chunk]);
+      load_weight_tile<kLaneColumns<Config::kOutBytes>>(shared.w_uk[chunk], &p.w_uk, 0, first_column + chunk * kChunkN,
+                                                        at.head, &shared.full[chunk]);
     }
   }
   __syncwarp();

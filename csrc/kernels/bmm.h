@@ -7,7 +7,7 @@
 namespace mla_fp8::bmm {
 
 struct Params {
-  TensorMap b;            // e4m3 [B,N,K], box [1,128,128], 128-byte swizzle
+  TensorMap b;            // e4m3 [B,N,K], boxes of 128 x 128 in lane order (kernels/weights.cuh), 128-byte swizzle
   const u8* a;            // e4m3 [B,M,K]; rows >= m are not read
   const float* a_scale;   // [B,M,K/128]
   const float* b_scale;   // [B,N/128,K/128]

@@ -1,20 +1,21 @@
-// Where a warpgroup's lanes keep a 64-row tile: wgmma's A fragment, its accumulators, and the way between these and 16-byte accesses.
+// Where a warpgroup's lanes keep a 64-row tile: wgmma's A fragment, its accumulators, and what they read and write of a row.
 //
 // Lane 4 g + t of warp w has rows 16 w + g and 16 w + g + 8: a quad of lanes holds a whole row.
 //   A, 32 columns     words {row, row + 8} x {columns 4 t.., columns 16 + 4 t..} in the order (0,0) (1,0) (0,1) (1,1), four e4m3 each
-//   accumulators      for 8 columns 8 j..: 4 j + {0, 1} are columns 8 j + 2 t + {0, 1} of the row, 4 j + {2, 3} the same of row + 8
-//   16-byte accesses  lane t has chunk t, t + 4, ... of the row's chunks of 16 bytes: the quad's are contiguous
-// The ways between are fixed permutations inside a quad.
+//   activations       columns 4 t.. and 16 + 4 t.. of every 32, in 8-byte accesses: what the lane's A words are made of
+//   accumulators      for 8 wgmma columns 8 j..: 4 j + {0, 1} are columns 8 j + 2 t + {0, 1} of the row, 4 j + {2, 3} the same of row + 8
+//   outputs           wgmma column 4 L i + 8 j + 2 t + e, j < L / 2, is the tile's column 4 L i + L t + 2 j + e: a lane's values are runs of L
+//                     neighbours, L = 16 bytes' worth. The copy engine brings the weights in that order (weights.cuh).
+// So nothing is exchanged between lanes on the way from activations to outputs but a row's amax.
 #pragma once
 
+#include "kernels/lanes.h"
 #include "kernels/numbers.cuh"
 #include "kernels/ptx/memory.cuh"
 #include "kernels/types.h"
 
 namespace mla_fp8 {
 
-inline constexpr int kVectorBytes = 16;  // one access of the aligned tiles
-inline constexpr int kQuad = 4;  // lanes that hold a row
 inline constexpr int kLaneRows = 2;  // rows of a lane
 inline constexpr int kLaneRowStep = 8;  // between them
 inline constexpr int kWgmmaK = 32;
@@ -31,7 +32,7 @@ MLA_FP8_DEVICE LanePlace lane_place() {
   return {thread / 32 * 16 + thread % 32 / kQuad, thread % kQuad};
 }
 
-// A lane's share of one row's group: bf16 or fp16, as 16-byte accesses bring it.
+// A lane's share of one row's group, bf16 or fp16: of 32 columns the words of 4 t.., then those of 16 + 4 t...
 struct RawRow {
   u32 word[kSteps][4];
 };
@@ -41,6 +42,8 @@ struct Fragment {
   u32 a[kSteps][4];
   float scale[kLaneRows];
 };
+
+inline constexpr int kHalfStep = kWgmmaK / 2;
 
 // 8 activations from `from`.
 template <int kAlignBytes>
@@ -53,9 +56,24 @@ MLA_FP8_DEVICE void load_vector(u32 (&to)[4], const u16* from) {
   }
 }
 
+// 4 activations from `from`.
+template <int kAlignBytes>
+MLA_FP8_DEVICE void load_half_vector(u32* to, const u16* from) {
+  if constexpr (kAlignBytes == kVectorBytes) {
+    ptx::ld_global_no_allocate_v2(to, from);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) to[i] = from[2 * i] | static_cast<u32>(from[2 * i + 1]) << 16;
+  }
+}
+
 MLA_FP8_DEVICE void load_shared(u32 (&to)[4], const void* from) {
   const uint4 vector = *static_cast<const uint4*>(from);
   to[0] = vector.x, to[1] = vector.y, to[2] = vector.z, to[3] = vector.w;
+}
+MLA_FP8_DEVICE void load_shared_half(u32* to, const void* from) {
+  const uint2 vector = *static_cast<const uint2*>(from);
+  to[0] = vector.x, to[1] = vector.y;
 }
 
 // 128 columns from `from`, zeros if the row is past the end.
@@ -63,23 +81,15 @@ template <int kAlignBytes>
 MLA_FP8_DEVICE void load_row(RawRow& raw, const u16* from, bool exists, int quad) {
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
-    if (exists) {
-      load_vector<kAlignBytes>(raw.word[step], from + step * kWgmmaK + quad * 8);
-    } else {
 #pragma unroll
-      for (u32& word : raw.word[step]) word = 0;
+    for (int half = 0; half < 2; ++half) {
+      if (exists) {
+        load_half_vector<kAlignBytes>(raw.word[step] + 2 * half, from + step * kWgmmaK + half * kHalfStep + quad * 4);
+      } else {
+        raw.word[step][2 * half] = raw.word[step][2 * half + 1] = 0;
+      }
     }
   }
-}
-
-// Lane t has chunks 2 t and 2 t + 1 of eight (`even` and `odd`) and gets chunks t and 4 + t.
-MLA_FP8_DEVICE void spread_pairs(u32 even, u32 odd, int quad, u32& low, u32& high) {
-  const int source = (quad & 1) << 1 | quad >> 1;
-  const bool first_half = quad < 2;
-  const u32 first = __shfl_sync(kFullWarp, first_half ? even : odd, source, kQuad);
-  const u32 second = __shfl_sync(kFullWarp, first_half ? odd : even, source ^ 2, kQuad);
-  low = (quad & 1) == 0 ? first : second;
-  high = (quad & 1) == 0 ? second : first;
 }
 
 // word[i] of lane t becomes word[t] of lane i.
@@ -111,7 +121,7 @@ MLA_FP8_DEVICE u32 row_amax_bits(const RawRow& raw) {
   return ptx::max_u16x2(amax, amax >> 16) & 0xffffu;
 }
 
-// Scale and e4m3 of a row, not yet where wgmma wants them. No shuffle in here: it stands in a branch.
+// Scale and e4m3 of a row. No shuffle in here: it stands in a branch.
 template <class Element>
 MLA_FP8_DEVICE float quantize_row_as(const RawRow& raw, u32 amax_bits, u32 (&packed)[kSteps][2]) {
   const float scale = group_scale(Element::low(amax_bits));
@@ -126,7 +136,7 @@ MLA_FP8_DEVICE float quantize_row_as(const RawRow& raw, u32 amax_bits, u32 (&pac
 }
 
 // Two rows of activations -> their A fragments: the 1x128 quantization of docs/numerics.md.
-MLA_FP8_DEVICE void quantize(const RawRow (&raw)[kLaneRows], bool is_fp16, int quad, Fragment& fragment) {
+MLA_FP8_DEVICE void quantize(const RawRow (&raw)[kLaneRows], bool is_fp16, Fragment& fragment) {
   u32 packed[kLaneRows][kSteps][2];
   const u32 amax_bits[kLaneRows] = {row_amax_bits(raw[0]), row_amax_bits(raw[1])};
   if (is_fp16) {
@@ -140,14 +150,15 @@ MLA_FP8_DEVICE void quantize(const RawRow (&raw)[kLaneRows], bool is_fp16, int q
   for (int i = 0; i < kLaneRows; ++i) {
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      spread_pairs(packed[i][step][0], packed[i][step][1], quad, fragment.a[step][i], fragment.a[step][2 + i]);
+      fragment.a[step][i] = packed[i][step][0];
+      fragment.a[step][2 + i] = packed[i][step][1];
     }
   }
 }
 
-// A lane's 32 values of one row's 128 columns, out of the accumulators.
+// A lane's 32 values of one row's 128 columns, out of the accumulators: value[L i + c] is column 4 L i + L t + c.
 struct RowValues {
-  float value[kGroup / kQuad];  // columns 8 j + 2 t + {0, 1} are 2 j + {0, 1}
+  float value[kGroup / kQuad];
 };
 
 MLA_FP8_DEVICE RowValues row_values(const float (&accumulators)[64], int row) {
@@ -157,94 +168,52 @@ MLA_FP8_DEVICE RowValues row_values(const float (&accumulators)[64], int row) {
   return values;
 }
 
-// A lane's pairs of columns 8 j + 2 t + {0, 1}.
-using PackedRow = u32[kGroup / 8];
-
+// 8 values from `value` on as bf16 or fp16.
 template <class Element>
-MLA_FP8_DEVICE void pack_row_as(PackedRow& packed, const RowValues& values) {
-#pragma unroll
-  for (int j = 0; j < kGroup / 8; ++j) packed[j] = Element::pack(values.value[2 * j], values.value[2 * j + 1]);
+MLA_FP8_DEVICE uint4 pack_16bit_as(const float* value) {
+  return make_uint4(Element::pack(value[0], value[1]), Element::pack(value[2], value[3]),
+                    Element::pack(value[4], value[5]), Element::pack(value[6], value[7]));
+}
+MLA_FP8_DEVICE uint4 pack_16bit(const float* value, bool is_fp16) {
+  return is_fp16 ? pack_16bit_as<Fp16>(value) : pack_16bit_as<Bf16>(value);
 }
 
-MLA_FP8_DEVICE void pack_row(PackedRow& packed, const RowValues& values, bool is_fp16) {
-  if (is_fp16) {
-    pack_row_as<Fp16>(packed, values);
-  } else {
-    pack_row_as<Bf16>(packed, values);
-  }
+// Four values from `value` on as e4m3 of value * multiplier.
+MLA_FP8_DEVICE u32 pack_e4m3(const float* value, float multiplier) {
+  return e4m3x4(__fmul_rn(value[0], multiplier), __fmul_rn(value[1], multiplier), __fmul_rn(value[2], multiplier),
+                __fmul_rn(value[3], multiplier));
 }
 
-// 128 columns of 16 bits. All lanes of a warp call it; rows that do not exist are not stored.
-template <int kAlignBytes>
-MLA_FP8_DEVICE void store_row_16bit(u16* to, const PackedRow& packed, bool exists, int quad) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {  // 32 columns
-    u32 word[4] = {packed[4 * i], packed[4 * i + 1], packed[4 * i + 2], packed[4 * i + 3]};
-    if constexpr (kAlignBytes == kVectorBytes) {
-      transpose_quad(word, quad);
-      if (exists) ptx::st_global_cs_v4(to + 32 * i + 8 * quad, make_uint4(word[0], word[1], word[2], word[3]));
-    } else if (exists) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        u16* pair = to + 32 * i + 8 * j + 2 * quad;
-        pair[0] = static_cast<u16>(word[j]);
-        pair[1] = static_cast<u16>(word[j] >> 16);
-      }
-    }
-  }
-}
-
-// 64 of the columns as e4m3 of value * multiplier, before lanes exchange them: columns 16 j + 2 t + {0, 1}, then 16 j + 8 + 2 t + {0, 1}.
-MLA_FP8_DEVICE void e4m3_words(u32 (&word)[4], const RowValues& values, int half, float multiplier) {
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    const float* value = values.value + 16 * half + 4 * j;
-    word[j] = e4m3x4(__fmul_rn(value[0], multiplier), __fmul_rn(value[1], multiplier), __fmul_rn(value[2], multiplier),
-                     __fmul_rn(value[3], multiplier));
-  }
-}
-
-// Columns 16 t.. of the 64. All lanes of a warp call it.
-MLA_FP8_DEVICE uint4 e4m3_vector(const RowValues& values, int half, float multiplier, int quad) {
-  u32 word[4];
-  e4m3_words(word, values, half, multiplier);
-  transpose_quad(word, quad);
-  return make_uint4(__byte_perm(word[0], word[1], 0x5410), __byte_perm(word[2], word[3], 0x5410),
-                    __byte_perm(word[0], word[1], 0x7632), __byte_perm(word[2], word[3], 0x7632));
-}
-
-// 128 columns as e4m3 of value * multiplier.
-template <int kAlignBytes>
-MLA_FP8_DEVICE void store_row_e4m3(u8* to, const RowValues& values, float multiplier, bool exists, int quad) {
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    if constexpr (kAlignBytes == kVectorBytes) {
-      const uint4 vector = e4m3_vector(values, half, multiplier, quad);
-      if (exists) ptx::st_global_cs_v4(to + 64 * half + 16 * quad, vector);
-    } else if (exists) {
-      u32 word[4];
-      e4m3_words(word, values, half, multiplier);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-#pragma unroll
-        for (int byte = 0; byte < 4; ++byte) {
-          to[64 * half + 16 * j + byte / 2 * 8 + 2 * quad + byte % 2] = static_cast<u8>(word[j] >> 8 * byte);
-        }
-      }
-    }
-  }
-}
-
-// 128 columns at element `offset` of an output: bf16 or fp16 as they are, e4m3 after a multiplication.
+// 128 columns at element `offset` of an output, if the row exists: bf16 or fp16 as they are, e4m3 after a multiplication.
 template <int kOutBytes, int kAlignBytes>
 MLA_FP8_DEVICE void store_row(void* out, i64 offset, const RowValues& values, float multiplier, bool is_fp16,
                               bool exists, int quad) {
-  if constexpr (kOutBytes == 1) {
-    store_row_e4m3<kAlignBytes>(static_cast<u8*>(out) + offset, values, multiplier, exists, quad);
-  } else {
-    PackedRow packed;
-    pack_row(packed, values, is_fp16);
-    store_row_16bit<kAlignBytes>(static_cast<u16*>(out) + offset, packed, exists, quad);
+  constexpr int kColumns = kLaneColumns<kOutBytes>;
+#pragma unroll
+  for (int i = 0; i < kGroup / (kQuad * kColumns); ++i) {
+    const float* value = values.value + kColumns * i;
+    uint4 vector;
+    if constexpr (kOutBytes == 1) {
+      vector = make_uint4(pack_e4m3(value, multiplier), pack_e4m3(value + 4, multiplier),
+                          pack_e4m3(value + 8, multiplier), pack_e4m3(value + 12, multiplier));
+    } else {
+      vector = pack_16bit(value, is_fp16);
+    }
+    if (!exists) continue;
+    const i64 at = offset + kColumns * (kQuad * i + quad);
+    if constexpr (kAlignBytes == kVectorBytes) {
+      ptx::st_global_cs_v4(static_cast<u8*>(out) + at * kOutBytes, vector);
+    } else {
+      const u32 word[4] = {vector.x, vector.y, vector.z, vector.w};
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) {
+        if constexpr (kOutBytes == 1) {
+          static_cast<u8*>(out)[at + j] = static_cast<u8>(word[j / 4] >> j % 4 * 8);
+        } else {
+          static_cast<u16*>(out)[at + j] = static_cast<u16>(word[j / 2] >> j % 2 * 16);
+        }
+      }
+    }
   }
 }
 

@@ -73,8 +73,9 @@ struct Ring {
   // Producer: into its stage, which is free.
   MLA_FP8_DEVICE void fill(i64 tile) {
     const int stage = static_cast<int>(tile % kStages);
-    load_weight_tile(shared.weights[stage], weights.map, static_cast<i32>(tile % weights.blocks) * kTileK,
-                     weights.first_column, weights.head, &shared.full[stage]);
+    load_weight_tile<kLaneColumns<Config::kOutBytes>>(shared.weights[stage], weights.map,
+                                                      static_cast<i32>(tile % weights.blocks) * kTileK,
+                                                      weights.first_column, weights.head, &shared.full[stage]);
   }
 
   // Before griddepcontrol_wait: barriers, and the first tiles into L2.
@@ -84,7 +85,8 @@ struct Ring {
 #pragma unroll
     for (int stage = 0; stage < kStages; ++stage) {
       if (stage < weights.blocks) {
-        ptx::cp_async_bulk_prefetch_tensor_3d(weights.map, stage * kTileK, weights.first_column, weights.head);
+        prefetch_weight_tile<kLaneColumns<Config::kOutBytes>>(weights.map, stage * kTileK, weights.first_column,
+                                                              weights.head);
       }
       ptx::mbarrier_init(&shared.full[stage], 1);
       ptx::mbarrier_init(&shared.empty[stage], Config::kThreads / 32);
@@ -195,10 +197,10 @@ struct QuantizingSource {
   static constexpr int kWarpRows = kWarpgroupM / (kWarpgroup / 32);
   static constexpr int kRowVectors = 2 * kTileK / kVectorBytes;
 
-  // A row's 16-byte vector in the warp's part of a stage. Odd rows exchange halves of 128 bytes, so that 8 lanes read 8 banks' widths.
+  // A row's 16-byte vector in the warp's part of a stage. Pairs of vectors are exchanged by row, so that 16 lanes' 8 bytes are in 32 banks.
   static MLA_FP8_DEVICE u8* place(Stage<2>& stage, int warp_row, int vector) {
     u8* rows = stage.vector[0][0] + threadIdx.x % kWarpgroup / 32 * (kWarpRows * 2 * kTileK);
-    return rows + warp_row * (2 * kTileK) + (vector ^ warp_row % 2 * kQuad) * kVectorBytes;
+    return rows + warp_row * (2 * kTileK) + (vector ^ warp_row % kQuad * 2) * kVectorBytes;
   }
 
   MLA_FP8_DEVICE void fetch(Stage<2>& stage, i64 row, i32 block) const {
@@ -220,12 +222,15 @@ struct QuantizingSource {
     RawRow raw[kLaneRows];
     __syncwarp();  // every lane has waited for its copies
 #pragma unroll
-    for (int i = 0; i < kLaneRows * kSteps; ++i) {
-      load_shared(raw[i / kSteps].word[i % kSteps],
-                  place(stage, lane / kQuad + i / kSteps * kLaneRowStep, i % kSteps * kQuad + quad));
+    for (int i = 0; i < 2 * kLaneRows * kSteps; ++i) {
+      const int plane = i / 2;
+      load_shared_half(
+          raw[plane / kSteps].word[plane % kSteps] + i % 2 * 2,
+          place(stage, lane / kQuad + plane / kSteps * kLaneRowStep, plane % kSteps * kQuad + i % 2 * 2 + quad / 2) +
+              quad % 2 * 8);
     }
     __syncwarp();  // the next rows may come
-    quantize(raw, is_fp16, quad, fragment);
+    quantize(raw, is_fp16, fragment);
   }
 
   MLA_FP8_DEVICE void load(i64 row, i32 block, Fragment& fragment) const {
@@ -235,7 +240,7 @@ struct QuantizingSource {
       const i64 lane_row = row + i * kLaneRowStep;
       load_row<kAlignBytes>(raw[i], from + lane_row * row_stride + block * kTileK, lane_row < rows, quad);
     }
-    quantize(raw, is_fp16, quad, fragment);
+    quantize(raw, is_fp16, fragment);
   }
 };
 

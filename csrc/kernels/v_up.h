@@ -2,12 +2,15 @@
 #pragma once
 
 #include "kernels/kloop.h"
+#include "kernels/lanes.h"
 #include "kernels/types.h"
 
 namespace mla_fp8::v_up {
 
 // The split kernel: a warpgroup for each of R's blocks, whose products meet here.
 inline constexpr int kSplitBlocks = 4;  // R = 512
+inline constexpr int kQuarter = kloop::kTileN / kSplitBlocks;  // columns that a warpgroup stores
+inline constexpr int kQuarterColumns = kQuarter / kQuad;  // neighbours that a lane stores at once
 inline constexpr int kSplitThreads = kSplitBlocks * kloop::kWarpgroup;
 struct SplitStorage {
   alignas(1024)
@@ -28,7 +31,7 @@ struct SharedRowsStorage {
 };
 
 struct Params {
-  TensorMap w_uv;  // e4m3 [H,V,R], box [1,128,128], 128-byte swizzle
+  TensorMap w_uv;  // e4m3 [H,V,R], boxes of 128 x 128 in lane order (kernels/weights.cuh), 128-byte swizzle
   const u16* o_latent;  // [S,H,R] bf16 or fp16
   const float* w_uv_scale;  // [H,V/128,R/128]
   const float* out_scale;  // one value: v is e4m3; or null

@@ -48,7 +48,7 @@ MLA_FP8_DEVICE void run_shared(const Params& p, SharedRowsStorage& shared) {
   const bool is_producer = threadIdx.x % kloop::kWarpgroup == kloop::kWarpgroup - 32;  // of its block
   if (is_producer) {
     ptx::prefetch_tensormap(&p.w_uv);
-    ptx::cp_async_bulk_prefetch_tensor_3d(&p.w_uv, warpgroup * kloop::kTileK, first_column, at.head);
+    prefetch_weight_tile<kQuarterColumns>(&p.w_uv, warpgroup * kloop::kTileK, first_column, at.head);
     ptx::mbarrier_init(&shared.full[warpgroup], 1);
     ptx::fence_mbarrier_init_release_cluster();
   }
@@ -57,8 +57,8 @@ MLA_FP8_DEVICE void run_shared(const Params& p, SharedRowsStorage& shared) {
   ptx::griddepcontrol_launch_dependents();
   if (at.first >= p.s) return;
   if (is_producer) {
-    load_weight_tile(shared.w_uv[warpgroup], &p.w_uv, warpgroup * kloop::kTileK, first_column, at.head,
-                     &shared.full[warpgroup]);
+    load_weight_tile<kQuarterColumns>(shared.w_uv[warpgroup], &p.w_uv, warpgroup * kloop::kTileK, first_column, at.head,
+                                      &shared.full[warpgroup]);
   }
   __syncwarp();
 
@@ -101,8 +101,9 @@ MLA_FP8_DEVICE void run_shared(const Params& p, SharedRowsStorage& shared) {
         const float scale = __fmul_rn(shared.scale[buffer][k][lane.row + i * kLaneRowStep], w_scale[k]);
 #pragma unroll
         for (int j = 0; j < kQuarterWords; ++j) {
-          rows[i].value[j][0] = __fmaf_rn(product[k][4 * j + 2 * i], scale, rows[i].value[j][0]);
-          rows[i].value[j][1] = __fmaf_rn(product[k][4 * j + 2 * i + 1], scale, rows[i].value[j][1]);
+          float* value = rows[i].value + 2 * j;
+          value[0] = __fmaf_rn(product[k][4 * j + 2 * i], scale, value[0]);
+          value[1] = __fmaf_rn(product[k][4 * j + 2 * i + 1], scale, value[1]);
         }
       }
     }
@@ -113,8 +114,7 @@ MLA_FP8_DEVICE void run_shared(const Params& p, SharedRowsStorage& shared) {
         for (int i = 0; i < kLaneRows; ++i) {
           float amax = 0;
 #pragma unroll
-          for (const auto& pair : rows[i].value)
-            amax = ptx::max_nan_f32(amax, ptx::max_nan_f32(fabsf(pair[0]), fabsf(pair[1])));
+          for (float value : rows[i].value) amax = ptx::max_nan_f32(amax, fabsf(value));
 #pragma unroll
           for (int lanes = 1; lanes < kQuad; lanes *= 2)
             amax = ptx::max_nan_f32(amax, __shfl_xor_sync(kFullWarp, amax, lanes));
@@ -141,11 +141,7 @@ MLA_FP8_DEVICE void run_shared(const Params& p, SharedRowsStorage& shared) {
     for (int i = 0; i < kLaneRows; ++i) {
       const i64 row = first_row + lane.row + i * kLaneRowStep;
       const i64 offset = row * p.v_stride[0] + at.head * p.v_stride[1] + first_column + warpgroup * kQuarter;
-      if constexpr (kOutBytes == 1) {
-        store_quarter_e4m3(static_cast<u8*>(p.v) + offset, rows[i], multiplier[i], row < p.s, lane.quad);
-      } else {
-        store_quarter_16bit(static_cast<u16*>(p.v) + offset, rows[i], p.is_fp16 != 0, row < p.s, lane.quad);
-      }
+      store_quarter<kOutBytes>(p.v, offset, rows[i], multiplier[i], p.is_fp16 != 0, row < p.s, lane.quad);
     }
   }
 }

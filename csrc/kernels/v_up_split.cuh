@@ -14,35 +14,25 @@
 
 namespace mla_fp8::v_up {
 
-inline constexpr int kQuarter = kloop::kTileN / kSplitBlocks;  // columns that a warpgroup stores
 inline constexpr int kQuarterWords = kQuarter / 8;  // groups of 8 columns, of which a lane has 2 a row
 static_assert(sizeof(SplitStorage) <= 227 * 1024);
 static_assert(kQuarterWords == kQuad);
 
-// A lane's share of one row's 32 columns: 8 j + 2 t + {0, 1} are value[j].
+// A lane's share of one row's 32 columns: 8 t...
 struct QuarterRow {
-  float value[kQuarterWords][2];
+  float value[kQuarterColumns];
 };
 
-MLA_FP8_DEVICE void store_quarter_16bit(u16* to, const QuarterRow& row, bool is_fp16, bool exists, int quad) {
-  u32 word[kQuad];
-#pragma unroll
-  for (int j = 0; j < kQuad; ++j) {
-    word[j] = is_fp16 ? Fp16::pack(row.value[j][0], row.value[j][1]) : Bf16::pack(row.value[j][0], row.value[j][1]);
+template <int kOutBytes>
+MLA_FP8_DEVICE void store_quarter(void* v, i64 offset, const QuarterRow& row, float multiplier, bool is_fp16,
+                                  bool exists, int quad) {
+  if (!exists) return;
+  u8* to = static_cast<u8*>(v) + (offset + kQuarterColumns * quad) * kOutBytes;
+  if constexpr (kOutBytes == 1) {
+    ptx::st_global_cs_v2(to, make_uint2(pack_e4m3(row.value, multiplier), pack_e4m3(row.value + 4, multiplier)));
+  } else {
+    ptx::st_global_cs_v4(to, pack_16bit(row.value, is_fp16));
   }
-  transpose_quad(word, quad);
-  if (exists) ptx::st_global_cs_v4(to + 8 * quad, make_uint4(word[0], word[1], word[2], word[3]));
-}
-
-MLA_FP8_DEVICE void store_quarter_e4m3(u8* to, const QuarterRow& row, float multiplier, bool exists, int quad) {
-  u32 word[kQuad];
-#pragma unroll
-  for (int j = 0; j < kQuad; ++j) {
-    word[j] = ptx::cvt_rn_satfinite_e4m3x2_f32(__fmul_rn(row.value[j][0], multiplier),
-                                               __fmul_rn(row.value[j][1], multiplier));
-  }
-  transpose_quad(word, quad);
-  if (exists) ptx::st_global_cs_v2(to + 8 * quad, make_uint2(word[0] | word[1] << 16, word[2] | word[3] << 16));
 }
 
 template <int kOutBytes>
@@ -56,7 +46,7 @@ MLA_FP8_DEVICE void run_split(const Params& p, SplitStorage& shared) {
 
   if (is_producer) {
     ptx::prefetch_tensormap(&p.w_uv);
-    ptx::cp_async_bulk_prefetch_tensor_3d(&p.w_uv, warpgroup * kloop::kTileK, first_column, at.head);
+    prefetch_weight_tile<kQuarterColumns>(&p.w_uv, warpgroup * kloop::kTileK, first_column, at.head);
     ptx::mbarrier_init(&shared.full[warpgroup], 1);
     ptx::fence_mbarrier_init_release_cluster();
   }
@@ -65,8 +55,8 @@ MLA_FP8_DEVICE void run_split(const Params& p, SplitStorage& shared) {
   ptx::griddepcontrol_launch_dependents();
   if (at.row_tile * kloop::kWarpgroupM >= p.s) return;
   if (is_producer) {
-    load_weight_tile(shared.w_uv[warpgroup], &p.w_uv, warpgroup * kloop::kTileK, first_column, at.head,
-                     &shared.full[warpgroup]);
+    load_weight_tile<kQuarterColumns>(shared.w_uv[warpgroup], &p.w_uv, warpgroup * kloop::kTileK, first_column, at.head,
+                                      &shared.full[warpgroup]);
   }
   __syncwarp();
 
@@ -86,7 +76,7 @@ MLA_FP8_DEVICE void run_split(const Params& p, SplitStorage& shared) {
           row < p.s, lane.quad);
     }
     Fragment fragment;
-    quantize(raw, p.is_fp16 != 0, lane.quad, fragment);
+    quantize(raw, p.is_fp16 != 0, fragment);
     if (lane.quad == 0) {
 #pragma unroll
       for (int i = 0; i < kLaneRows; ++i)
@@ -115,8 +105,9 @@ MLA_FP8_DEVICE void run_split(const Params& p, SplitStorage& shared) {
 #pragma unroll
           for (int i = 0; i < kLaneRows; ++i) {
             const float scale = shared.scale[k][lane.row + i * kLaneRowStep];
-            rows[i].value[j][0] = __fmaf_rn(i == 0 ? four.x : four.z, scale, rows[i].value[j][0]);
-            rows[i].value[j][1] = __fmaf_rn(i == 0 ? four.y : four.w, scale, rows[i].value[j][1]);
+            float* value = rows[i].value + 2 * j;
+            value[0] = __fmaf_rn(i == 0 ? four.x : four.z, scale, value[0]);
+            value[1] = __fmaf_rn(i == 0 ? four.y : four.w, scale, value[1]);
           }
         }
       }
@@ -128,8 +119,7 @@ MLA_FP8_DEVICE void run_split(const Params& p, SplitStorage& shared) {
         for (int i = 0; i < kLaneRows; ++i) {
           float amax = 0;
 #pragma unroll
-          for (const auto& pair : rows[i].value)
-            amax = ptx::max_nan_f32(amax, ptx::max_nan_f32(fabsf(pair[0]), fabsf(pair[1])));
+          for (float value : rows[i].value) amax = ptx::max_nan_f32(amax, fabsf(value));
 #pragma unroll
           for (int lanes = 1; lanes < kQuad; lanes *= 2)
             amax = ptx::max_nan_f32(amax, __shfl_xor_sync(kFullWarp, amax, lanes));
@@ -155,11 +145,7 @@ MLA_FP8_DEVICE void run_split(const Params& p, SplitStorage& shared) {
     for (int i = 0; i < kLaneRows; ++i) {
       const i64 row = first_row + lane.row + i * kLaneRowStep;
       const i64 offset = row * p.v_stride[0] + at.head * p.v_stride[1] + first_column + warpgroup * kQuarter;
-      if constexpr (kOutBytes == 1) {
-        store_quarter_e4m3(static_cast<u8*>(p.v) + offset, rows[i], multiplier[i], row < p.s, lane.quad);
-      } else {
-        store_quarter_16bit(static_cast<u16*>(p.v) + offset, rows[i], p.is_fp16 != 0, row < p.s, lane.quad);
-      }
+      store_quarter<kOutBytes>(p.v, offset, rows[i], multiplier[i], p.is_fp16 != 0, row < p.s, lane.quad);
     }
     if (first_row + at.row_step * kloop::kWarpgroupM < p.s)
       __syncthreads();  // the next tile writes what this one has read

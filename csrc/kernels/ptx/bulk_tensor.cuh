@@ -6,19 +6,24 @@
 
 namespace mla_fp8::ptx {
 
-// Brings the box at (x, y, z), x innermost, to shared memory and counts its bytes on `barrier`. Out-of-bounds elements become zeros.
-MLA_FP8_DEVICE void cp_async_bulk_tensor_3d(void* to, const TensorMap* map, i32 x, i32 y, i32 z, u64* barrier) {
+// Where a box begins, innermost first.
+struct BoxOrigin {
+  i32 x, y, z, u, v;
+};
+
+// Brings the box at `at` to shared memory and counts its bytes on `barrier`. Out-of-bounds elements become zeros.
+MLA_FP8_DEVICE void cp_async_bulk_tensor_5d(void* to, const TensorMap* map, BoxOrigin at, u64* barrier) {
   asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], "
-      "[%5];" ::"r"(shared_address(to)),
-      "l"(map), "r"(x), "r"(y), "r"(z), "r"(shared_address(barrier))
+      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], "
+      "[%1, {%2, %3, %4, %5, %6}], [%7];" ::"r"(shared_address(to)),
+      "l"(map), "r"(at.x), "r"(at.y), "r"(at.z), "r"(at.u), "r"(at.v), "r"(shared_address(barrier))
       : "memory");
 }
 
 // The same box, to L2 only: nothing of it is kept in this CTA, so it may run before griddepcontrol_wait.
-MLA_FP8_DEVICE void cp_async_bulk_prefetch_tensor_3d(const TensorMap* map, i32 x, i32 y, i32 z) {
-  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(map), "r"(x), "r"(y),
-               "r"(z));
+MLA_FP8_DEVICE void cp_async_bulk_prefetch_tensor_5d(const TensorMap* map, BoxOrigin at) {
+  asm volatile("cp.async.bulk.prefetch.tensor.5d.L2.global.tile [%0, {%1, %2, %3, %4, %5}];" ::"l"(map), "r"(at.x),
+               "r"(at.y), "r"(at.z), "r"(at.u), "r"(at.v));
 }
 
 // The tensor map itself, which lies in the kernel's argument.

@@ -5,12 +5,16 @@
 
 namespace mla_fp8::ptx {
 
-// 16 bytes that this SM reads once: L1 is left alone. Volatile keeps a batch of them together, before its first use, and after
+// 16 or 8 bytes that this SM reads once: L1 is left alone. Volatile keeps a batch of them together, before its first use, and after
 // griddepcontrol_wait.
 MLA_FP8_DEVICE void ld_global_no_allocate_v4(u32 (&to)[4], const void* from) {
   asm volatile("ld.global.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];"
                : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
                : "l"(from));
+}
+
+MLA_FP8_DEVICE void ld_global_no_allocate_v2(u32* to, const void* from) {
+  asm volatile("ld.global.L1::no_allocate.v2.b32 {%0, %1}, [%2];" : "=r"(to[0]), "=r"(to[1]) : "l"(from));
 }
 
 // Outputs, which this launch does not read: first to leave L2. At S = 128 absorb_q takes 11.5 us so and 15.2 with plain stores, at S = 8192 506 and
