@@ -33,6 +33,8 @@ enum : Result {
 
 enum DeviceAttribute : int {
   kMultiprocessorCount = 16,
+  kMemoryClockRate = 36,  // kHz
+  kGlobalMemoryBusWidth = 37,  // bits
   kL2CacheSize = 38,
   kMaxThreadsPerMultiprocessor = 39,
   kComputeCapabilityMajor = 75,
@@ -113,6 +115,8 @@ MLA_FP8_SAME(kErrorJitCompilerNotFound, CUDA_ERROR_JIT_COMPILER_NOT_FOUND);
 MLA_FP8_SAME(kErrorUnsupportedPtxVersion, CUDA_ERROR_UNSUPPORTED_PTX_VERSION);
 MLA_FP8_SAME(kErrorStreamCaptureImplicit, CUDA_ERROR_STREAM_CAPTURE_IMPLICIT);
 MLA_FP8_SAME(kMultiprocessorCount, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
+MLA_FP8_SAME(kMemoryClockRate, CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE);
+MLA_FP8_SAME(kGlobalMemoryBusWidth, CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH);
 MLA_FP8_SAME(kL2CacheSize, CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE);
 MLA_FP8_SAME(kMaxThreadsPerMultiprocessor, CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR);
 MLA_FP8_SAME(kComputeCapabilityMajor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR);
