@@ -31,10 +31,11 @@ struct Tile {
   int ctas_per_sm;  // that registers are limited for (__launch_bounds__); 0: not limited
   int regs;  // most registers a thread, from ctas_per_sm; 0: not limited
   bool persistent;
-  int lane_columns =
-      0;  // neighbouring output columns that a lane stores at once: the order of the weights' rows (kernels/weights.cuh); 0: none
+  // Neighbouring output columns that a lane stores at once: the order of the weights' rows (kernels/weights.cuh); 0: none.
+  int lane_columns = 0;
   float start_us = 0;  // what a launch takes longer, or less long, than the model of cost.h says, as measured
-  float serial_us = 0;  // an SM's time for each further tile, as measured, where that bounds it
+  // An SM's time for each further tile where that bounds it, on the scale of the model (cost.h), fitted to an H100 and an H200.
+  float serial_us = 0;
 };
 
 inline constexpr int kRegistersPerSm = 65536;
@@ -48,14 +49,14 @@ MLA_FP8_HOST_DEVICE constexpr int max_registers(int threads, int ctas_per_sm) {
 
 // absorb_q with D = 128: kTileN columns of a head's weights stay in shared memory; 64 rows a warpgroup.
 // X(symbol, tile n, warpgroups, output bytes, alignment, CTAs an SM, start µs)
-#define MLA_FP8_ABSORB_Q_TILES(X)                \
-  X(absorb_q_n128, 128, 1, 2, 16, 4, 0)          \
-  X(absorb_q_m128, 512, 2, 2, 16, 2, 0)          \
-  X(absorb_q_m256, 512, 4, 2, 16, 1, 0)          \
-  X(absorb_q_unaligned, 128, 1, 2, 2, 3, -0.35f) \
-  X(absorb_q_n128_e4m3, 128, 1, 1, 16, 4, 0)     \
-  X(absorb_q_m128_e4m3, 512, 2, 1, 16, 2, 0.5f)  \
-  X(absorb_q_m256_e4m3, 512, 4, 1, 16, 1, 0)     \
+#define MLA_FP8_ABSORB_Q_TILES(X)                 \
+  X(absorb_q_n128, 128, 1, 2, 16, 4, 0)           \
+  X(absorb_q_m128, 512, 2, 2, 16, 2, -0.18f)      \
+  X(absorb_q_m256, 512, 4, 2, 16, 1, 0)           \
+  X(absorb_q_unaligned, 128, 1, 2, 2, 3, 0)       \
+  X(absorb_q_n128_e4m3, 128, 1, 1, 16, 4, -0.02f) \
+  X(absorb_q_m128_e4m3, 512, 2, 1, 16, 2, 0.5f)   \
+  X(absorb_q_m256_e4m3, 512, 4, 1, 16, 1, 0)      \
   X(absorb_q_e4m3_unaligned, 128, 1, 1, 2, 3, 0)
 
 // absorb_q with D = 128: 64 rows quantized once for all warpgroups, 128 columns each.
@@ -67,24 +68,24 @@ MLA_FP8_HOST_DEVICE constexpr int max_registers(int threads, int ctas_per_sm) {
   X(absorb_q_n512_e4m3, 4, 1, 1)
 
 // Tiles of 128 columns and 64 rows a warpgroup, weights through a ring of stages that keeps them if all of K fits.
-// X(symbol, the only k (0: any), stages, warpgroups, output bytes, alignment, CTAs an SM)
-#define MLA_FP8_ABSORB_Q_KLOOP_TILES(X)         \
-  X(absorb_q_kloop, 0, 4, 1, 2, 16, 1)          \
-  X(absorb_q_kloop_unaligned, 0, 4, 1, 2, 2, 2) \
-  X(absorb_q_kloop_e4m3, 0, 4, 1, 1, 16, 1)     \
-  X(absorb_q_kloop_e4m3_unaligned, 0, 4, 1, 1, 2, 2)
+// X(symbol, the only k (0: any), stages, warpgroups, output bytes, alignment, CTAs an SM, an SM's serial µs a tile)
+#define MLA_FP8_ABSORB_Q_KLOOP_TILES(X)            \
+  X(absorb_q_kloop, 0, 4, 1, 2, 16, 1, 0)          \
+  X(absorb_q_kloop_unaligned, 0, 4, 1, 2, 2, 2, 0) \
+  X(absorb_q_kloop_e4m3, 0, 4, 1, 1, 16, 1, 0)     \
+  X(absorb_q_kloop_e4m3_unaligned, 0, 4, 1, 1, 2, 2, 0)
 
-#define MLA_FP8_V_UP_KLOOP_TILES(X)    \
-  X(v_up_m128, 0, 4, 2, 2, 16, 1)      \
-  X(v_up_unaligned, 0, 4, 1, 2, 2, 2)  \
-  X(v_up_m128_e4m3, 0, 4, 2, 1, 16, 1) \
-  X(v_up_e4m3_unaligned, 0, 4, 1, 1, 2, 2)
+#define MLA_FP8_V_UP_KLOOP_TILES(X)       \
+  X(v_up_m128, 0, 4, 2, 2, 16, 1, 0)      \
+  X(v_up_unaligned, 0, 4, 1, 2, 2, 2, 0)  \
+  X(v_up_m128_e4m3, 0, 4, 2, 1, 16, 1, 0) \
+  X(v_up_e4m3_unaligned, 0, 4, 1, 1, 2, 2, 0)
 
-#define MLA_FP8_BMM_TILES(X)       \
-  X(bmm_k128, 128, 1, 1, 2, 16, 4) \
-  X(bmm_m64, 0, 4, 1, 2, 16, 2)    \
-  X(bmm_m128, 0, 4, 2, 2, 16, 1)   \
-  X(bmm_unaligned, 0, 4, 1, 2, 1, 2)
+#define MLA_FP8_BMM_TILES(X)           \
+  X(bmm_k128, 128, 1, 1, 2, 16, 4, 0)  \
+  X(bmm_m64, 0, 4, 1, 2, 16, 2, 1.08f) \
+  X(bmm_m128, 0, 4, 2, 2, 16, 1, 0)    \
+  X(bmm_unaligned, 0, 4, 1, 2, 1, 2, 0)
 
 // v_up with R = 512 and few rows: 64x128 tiles, a warpgroup for each block of R.
 // X(symbol, output bytes)
@@ -93,10 +94,10 @@ MLA_FP8_HOST_DEVICE constexpr int max_registers(int threads, int ctas_per_sm) {
   X(v_up_split_e4m3, 1)
 
 // v_up with R = 512: 64x128 tiles, rows quantized once for all warpgroups, 32 columns each.
-// X(symbol, output bytes, an SM's serial µs a tile: 550 µs for 124 tiles an SM at S = 8192, 125 for 31 at 2048)
+// X(symbol, output bytes, an SM's serial µs a tile)
 #define MLA_FP8_V_UP_SHARED_TILES(X) \
-  X(v_up_m64, 2, 0)                  \
-  X(v_up_m64_e4m3, 1, 4.4f)
+  X(v_up_m64, 2, 4.55f)              \
+  X(v_up_m64_e4m3, 1, 4.55f)
 
 // 32 rows of one group. Larger tiles were no faster anywhere that matters (docs/notes.md).
 // X(symbol, alignment, CTAs an SM)
@@ -137,7 +138,7 @@ namespace mla_fp8 {
    max_registers(warpgroups * absorb_q::kWarpgroup, ctas),                \
    true,                                                                  \
    kLaneColumns<out_bytes>},
-#define MLA_FP8_KLOOP_TILE(op, in_bytes, symbol, k, stages, warpgroups, out_bytes, align, ctas)                      \
+#define MLA_FP8_KLOOP_TILE(op, in_bytes, symbol, k, stages, warpgroups, out_bytes, align, ctas, serial_us)           \
   {#symbol,                                                                                                          \
    op,                                                                                                               \
    warpgroups * kloop::kWarpgroupM,                                                                                  \
@@ -151,7 +152,9 @@ namespace mla_fp8 {
    ctas,                                                                                                             \
    max_registers(warpgroups * kloop::kWarpgroup, ctas),                                                              \
    stages > 1,                                                                                                       \
-   kLaneColumns<out_bytes>},
+   kLaneColumns<out_bytes>,                                                                                          \
+   0,                                                                                                                \
+   serial_us},
 #define MLA_FP8_V_UP_R512_TILE(symbol, out_bytes, storage, persistent, serial_us) \
   {#symbol,                                                                       \
    Op::kVUp,                                                                      \
