@@ -7,7 +7,7 @@ for contenders that move more.
 import math
 from dataclasses import dataclass
 
-from mla_fp8.config import Problem, problem_for
+from mla_fp8.config import Device, Problem, problem_for
 from mla_fp8.reference import GROUP
 
 ROPE_DIM = 64
@@ -76,6 +76,11 @@ SIDES = {
     )
 }
 GROUPS = {"front": ["front512", "front576", "front576_fp8"], "back": ["back", "back_fp8"], "all": list(SIDES)}
+
+
+def device_of(gpu: str) -> Device:
+    """What a launch on that GPU gives select_config, by the name that torch has for it."""
+    return Device(dram_gbps=4425, l2_bytes=60e6) if gpu == "NVIDIA H200" else Device()
 
 
 def rotation(footprint_bytes: int, l2_bytes: int) -> int:

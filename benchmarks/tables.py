@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sides import SIDES
+from sides import SIDES, device_of
 
 from mla_fp8.config import select_config
 
@@ -137,7 +137,7 @@ def tiles(rows: Rows) -> str:
     lines = []
     for row in rows:
         us = row["us"]
-        chosen = select_config(SIDES[row["side"]].problem(row["s"], row["heads"])).tile.symbol
+        chosen = select_config(SIDES[row["side"]].problem(row["s"], row["heads"]), device_of(row["gpu"])).tile.symbol
         fastest = sorted(us.items(), key=lambda one: one[1])[:SHOWN_TILES]
         times = ", ".join(f"{tile} {microseconds(time)}" for tile, time in fastest)
         cells = [row["side"], str(row["heads"]), str(row["s"]), chosen, f"{us[chosen] / fastest[0][1]:.3f}", times]
@@ -150,7 +150,8 @@ def tiles(rows: Rows) -> str:
 
 RENDERERS: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "cpu": ("cpu.json", cpu),
-    "gpu": ("h100.json", gpu),
+    "gpu": ("h200.json", gpu),
+    "gpu_h100": ("h100.json", gpu),
     "quantize": ("quantize.json", quantize),
     "tiles": ("tiles.json", tiles),
 }

@@ -20,7 +20,7 @@ from report import environment, write_json
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from sides import SIDES, Side
+from sides import SIDES, Side, device_of
 
 from mla_fp8.config import candidates, forced_tile, select_config
 
@@ -45,7 +45,7 @@ def compare(side: Side, s: int, heads: int, replays: int) -> dict[str, object]:
                 raise measure.WrongResult(f"{case.title}: {symbol} gives other bits than the chosen tile")
             captured[symbol] = timing.capture([partial(call, one) for one in sets], case.launches(len(sets)))
     us = {symbol: timing.Timing.of(samples).us for symbol, samples in timing.interleave(captured, replays).items()}
-    chosen = select_config(asked).tile.symbol
+    chosen = select_config(asked, device_of(torch.cuda.get_device_name())).tile.symbol
     over = us[chosen] / min(us.values())
     row: dict[str, object] = {"side": side.name, "s": s, "heads": heads, "chosen": chosen, "over_best": over, "us": us}
     del captured, sets
