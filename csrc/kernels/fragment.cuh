@@ -125,7 +125,7 @@ MLA_FP8_DEVICE u32 row_amax_bits(const RawRow& raw) {
 template <class Element>
 MLA_FP8_DEVICE float quantize_row_as(const RawRow& raw, u32 amax_bits, u32 (&packed)[kSteps][2]) {
   const float scale = group_scale(Element::low(amax_bits));
-  const float multiplier = __frcp_rn(scale);
+  const float multiplier = group_multiplier(scale);
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
     const u32(&word)[4] = raw.word[step];

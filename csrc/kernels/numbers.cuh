@@ -36,7 +36,22 @@ MLA_FP8_DEVICE u32 e4m3x4_scaled(u32 low, u32 high, float multiplier) {
                 __fmul_rn(Element::low(high), multiplier), __fmul_rn(Element::high(high), multiplier));
 }
 
-// Of a 1x128 group. NaN stays NaN.
-MLA_FP8_DEVICE float group_scale(float amax) { return __fdiv_rn(ptx::max_nan_f32(amax, kAmaxFloor), kE4m3Max); }
+inline constexpr float kFloatMax = 3.402823466e+38f;
+
+// amax / 448 of a 1x128 group, as __fdiv_rn gives it: the rounded quotient of any amax >= kAmaxFloor, without that function's branch. NaN stays NaN.
+MLA_FP8_DEVICE float group_scale(float amax) {
+  constexpr float kReciprocal = 1.0f / kE4m3Max;
+  const float bounded = ptx::max_nan_f32(amax, kAmaxFloor);
+  const float guess = __fmul_rn(bounded, kReciprocal);
+  const float scale = __fmaf_rn(__fmaf_rn(-kE4m3Max, guess, bounded), kReciprocal, guess);
+  return bounded > kFloatMax ? bounded : scale;
+}
+
+// 1 / scale as __frcp_rn gives it, for any group_scale().
+MLA_FP8_DEVICE float group_multiplier(float scale) {
+  const float guess = ptx::rcp_approx_ftz_f32(scale);
+  const float multiplier = __fmaf_rn(__fmaf_rn(-scale, guess, 1.0f), guess, guess);
+  return scale > kFloatMax ? 0.0f : multiplier;
+}
 
 }  // namespace mla_fp8

@@ -9,7 +9,7 @@
 //              Pointers and strides of o_latent and v are aligned to the tile's alignment: 16 bytes, or an element.
 //
 // 3. Grid, 4. Warps, 5. Pipeline, 6. Shared memory: kloop.cuh. DeepSeek's R = 512 is one batch of four blocks whose weights stay.
-//              v_up_split.cuh and v_up_shared.cuh are faster at R = 512 and few or some rows.
+//              v_up_few.cuh and v_up_shared.cuh are faster at R = 512 and few or some rows.
 //
 // 7. Cost      bytes = 2 S H R + H V R (1 + 4 / 16384) + S H V out_bytes (+ 4 S H); 2 S H V R FLOP. Bound by memory at every S.
 //
@@ -55,7 +55,7 @@ MLA_FP8_DEVICE void run(const Params& p, typename Config::Shared& shared) {
       if constexpr (Config::kOutBytes == 1) {
         if (p.v_scale != nullptr) {
           const float scale = group_scale(row_amax(values));
-          multiplier = __frcp_rn(scale);
+          multiplier = group_multiplier(scale);
           if (exists && lane.quad == 0)
             p.v_scale[lane_row * p.v_scale_stride[0] + at.head * p.v_scale_stride[1]] = scale;
         } else {

@@ -39,6 +39,13 @@ MLA_FP8_DEVICE u32 cvt_rn_f16x2_f32(float low, float high) {
   return packed;
 }
 
+// 1 / x within one ulp, for the Newton step of group_multiplier().
+MLA_FP8_DEVICE float rcp_approx_ftz_f32(float x) {
+  float reciprocal;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(x));
+  return reciprocal;
+}
+
 // The greater of two floats, NaN if either is: an amax must not lose a NaN.
 MLA_FP8_DEVICE float max_nan_f32(float a, float b) {
   float greater;
