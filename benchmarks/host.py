@@ -39,6 +39,7 @@ def candidates(s: int, heads: int) -> dict[str, Callable[[], object]]:
         "v_up_quantized.default(o_latent, w, scale)": lambda: op.v_up_quantized.default(*up),
         "quantize_q_nope.default(q_nope)": lambda: op.quantize_q_nope.default(absorb[0]),
         "q + q": lambda: q + q,
+        "torch.ops.aten.add.Tensor(q, q)": lambda: torch.ops.aten.add.Tensor(q, q),  # the same by the path of our ops
         "torch.bmm(q_nope, w)": lambda: torch.bmm(a, weight),
         "torch.empty_like(q)": lambda: torch.empty_like(q),
     }

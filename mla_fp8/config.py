@@ -44,13 +44,13 @@ def forced_tile(symbol: str) -> Iterator[None]:
     """Make this thread's CUDA calls of the tile's op use that tile, to compare it with others.
 
     Args:
-        symbol: of a line of csrc/config/tiles.h, as `tiles()` lists them, e.g. "absorb_q_n256".
+        symbol: of a line of csrc/config/tiles.h, as `tiles()` lists them, e.g. "absorb_q_n512".
 
     Raises:
         ValueError: no such tile is compiled. A call that the tile cannot run raises RuntimeError with the reason.
 
     Example:
-        >>> with forced_tile("absorb_q_n256"):
+        >>> with forced_tile("absorb_q_n512"):
         ...     pass
     """
     from mla_fp8 import _native  # torch is not needed to explain

@@ -135,7 +135,7 @@ def test_json_rows_say_where_they_come_from(tmp_path):
 
 
 def test_tables_fill_their_blocks_and_nothing_else(tmp_path):
-    report.write_json(tmp_path / "h200.json", timed_rows(), HERE)
+    report.write_json(tmp_path / "h100.json", timed_rows(), HERE)
     text = "before\n<!-- table: gpu -->\nstale\n<!-- end -->\nafter\n<!-- table: cpu -->\nkept\n<!-- end -->\n"
     filled = tables.fill(text, tmp_path)
     assert "| **absorb_q, [S,H,512] bf16** | **5.00** |\n" in filled

@@ -38,6 +38,16 @@ def test_absorb_q_cuda_has_the_bits_of_the_three_steps(rng, s, h):
     assert_same_bits(with_rope[..., LATENT:], q[..., HEAD_DIM:], "q_pe")
 
 
+def test_absorb_q_cuda_scales_every_amax_as_quantize_q_nope_does(rng):
+    """Every bf16 as a row's amax, subnormals, Inf and NaN too: one op divides, the other multiplies and corrects."""
+    weight = make_absorb_weight(rng)
+    amax = torch.arange(2**15, dtype=torch.int16, device="cuda").view(torch.bfloat16).view(-1, 128)
+    q = amax.unsqueeze(-1) * torch.rand(HEAD_DIM, device="cuda").bfloat16()
+    q[..., 5] = amax
+    q_val, q_scale = OPS.quantize_q_nope(q)
+    assert_same_bits(OPS.absorb_q(q, *weight), OPS.bmm(q_val, q_scale, *weight, m=len(q)).transpose(0, 1))
+
+
 @pytest.mark.parametrize("d,r", [(128, 128), (128, 256), (128, 384), (256, 128), (384, 512), (1536, 256)])
 def test_absorb_q_cuda_has_the_bits_of_the_three_steps_at_other_extents(rng, d, r):
     weight, q = random_weight(rng, 3, r, d, "cuda"), random_q(200, 3, width=d)

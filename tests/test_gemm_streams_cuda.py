@@ -6,6 +6,8 @@ from cases import OPS
 from gemm_inputs import HEAD_DIM, LATENT, ROPE_DIM, first_heads, make_absorb_weight, make_v_weight, random_q, v_all
 from helpers import assert_same_bits
 
+from mla_fp8.config import forced_tile
+
 pytestmark = pytest.mark.gpu
 
 
@@ -67,6 +69,33 @@ def test_gemm_cuda_two_streams_at_once(rng):
     for results, expected in zip(got, want, strict=True):
         for one in results:
             assert_same_bits(one, expected)
+
+
+def test_absorb_q_cuda_phases_beside_other_work(rng):
+    """CTAs that wait for each other must end, and be right, where others hold SMs, and where two launches meet."""
+    absorb_weight = make_absorb_weight(rng)
+    q = random_q(3000, 128, width=HEAD_DIM + ROPE_DIM)
+    busy = torch.randn(8192, 8192, device="cuda")
+    streams = [torch.cuda.Stream() for _ in range(3)]
+    with forced_tile("absorb_q_phased"):
+        want = OPS.absorb_q(q[..., :HEAD_DIM], *absorb_weight, q[..., HEAD_DIM:])
+        graphs = []
+        for stream in streams[:2]:  # the same counters in every replay
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=stream):
+                result = OPS.absorb_q(q[..., :HEAD_DIM], *absorb_weight, q[..., HEAD_DIM:])
+            graphs.append((graph, result))
+        for _ in range(5):
+            with torch.cuda.stream(streams[2]):
+                busy = busy @ busy * 1e-4
+            for stream, (graph, result) in zip(streams, graphs, strict=False):
+                with torch.cuda.stream(stream):
+                    result.fill_(float("nan"))
+                    graph.replay()
+            eager = OPS.absorb_q(q[..., :HEAD_DIM], *absorb_weight, q[..., HEAD_DIM:])
+            torch.cuda.synchronize()
+            for got in (eager, *(result for _, result in graphs)):
+                assert_same_bits(got, want)
 
 
 @pytest.mark.parametrize("s", [1, 17, 130])

@@ -28,9 +28,10 @@ def same_from_every_tile(symbols, call):
 
 
 @pytest.mark.parametrize("out_bytes", [2, 1])
-def test_absorb_q_same_bits_from_every_tile(rng, out_bytes):
+@pytest.mark.parametrize("rope_dim", [ROPE_DIM, 16, 128])
+def test_absorb_q_same_bits_from_every_tile(rng, out_bytes, rope_dim):
     weight = first_heads(make_absorb_weight(rng), HEADS)
-    q = random_q(TOKENS, HEADS, width=HEAD_DIM + ROPE_DIM)
+    q = random_q(TOKENS, HEADS, width=HEAD_DIM + rope_dim)
     out_scale = torch.tensor([0.03], device="cuda") if out_bytes == 1 else None
     q_nope, q_pe = q[..., :HEAD_DIM], q[..., HEAD_DIM:]
     same_from_every_tile(runnable(Op.absorb_q, out_bytes), lambda: [OPS.absorb_q(q_nope, *weight, q_pe, out_scale)])

@@ -1,9 +1,11 @@
 #include <algorithm>
+#include <atomic>
 
 #include "bindings/cuda.h"
 #include "bindings/forced_tile.h"
 #include "bindings/launch.h"
 #include "kernels/absorb_q.h"
+#include "kernels/phases.h"
 
 namespace mla_fp8::cuda {
 namespace {
@@ -41,8 +43,7 @@ void absorb_q(const AbsorbQArgs& args, int device_index, void* stream) {
   const Config config = choose_config(problem, device.limits());
 
   absorb_q::Params params{};
-  encode_weight_map(kOp, "w_uk", args.w_uk, args.w_uk_stride, args.h, args.r, args.d, config.tile->lane_columns,
-                    &params.w_uk);
+  encode_weight_map(kOp, "w_uk", args.w_uk, args.w_uk_stride, args.h, args.r, args.d, *config.tile, &params.w_uk);
   params.q_nope = static_cast<const u16*>(args.q_nope);
   params.q_pe = static_cast<const u16*>(args.q_pe);
   params.w_uk_scale = args.w_uk_scale;
@@ -58,6 +59,8 @@ void absorb_q(const AbsorbQArgs& args, int device_index, void* stream) {
   params.r = static_cast<i32>(args.r);
   params.p = static_cast<i32>(args.p);
   params.is_fp16 = args.in_dtype == Dtype::kFp16;
+  static std::atomic<u32> launches{0};
+  params.phase_slot = launches.fetch_add(1, std::memory_order_relaxed) % phases::kSlots;
   device.launch(config, &params, stream);
 }
 

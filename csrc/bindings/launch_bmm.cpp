@@ -36,7 +36,7 @@ void bmm(const BmmArgs& args, int device_index, void* stream) {
   const Config config = choose_config(problem, device.limits());
 
   bmm::Params params{};
-  encode_weight_map(kOp, "b", args.b, args.b_stride, args.batch, args.n, args.k, config.tile->lane_columns, &params.b);
+  encode_weight_map(kOp, "b", args.b, args.b_stride, args.batch, args.n, args.k, *config.tile, &params.b);
   params.a = args.a;
   params.a_scale = args.a_scale;
   params.b_scale = args.b_scale;

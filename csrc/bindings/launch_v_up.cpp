@@ -36,8 +36,7 @@ void v_up(const VUpArgs& args, int device_index, void* stream) {
   const Config config = choose_config(problem, device.limits());
 
   v_up::Params params{};
-  encode_weight_map(op, "w_uv", args.w_uv, args.w_uv_stride, args.h, args.v_dim, args.r, config.tile->lane_columns,
-                    &params.w_uv);
+  encode_weight_map(op, "w_uv", args.w_uv, args.w_uv_stride, args.h, args.v_dim, args.r, *config.tile, &params.w_uv);
   params.o_latent = static_cast<const u16*>(args.o_latent);
   params.w_uv_scale = args.w_uv_scale;
   params.out_scale = args.out_scale;

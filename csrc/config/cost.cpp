@@ -10,6 +10,8 @@ constexpr double kBytesPerUsPerGbps = 1e3;  // 1 GB/s = 1000 bytes a µs
 constexpr double kFlopsPerUsPerTflops = 1e6;
 constexpr double kScaleBytes = 4;           // fp32
 constexpr int kMaxThreads = 1024;           // of a CTA
+constexpr double kMixedDram =
+    0.9;          // of DRAM's speed, where a launch writes more than it reads and does both at any time
 constexpr int kLoadsInFlight = 8;           // of a thread: 32 registers of 16-byte loads
 
 constexpr int least_align_bytes(Op op) { return op == Op::kBmm ? 1 : 2; }  // what the least aligned problem has
@@ -99,7 +101,8 @@ Config lay_out(const Tile& tile, const Problem& p, const Device& d) {
   config.ctas_per_sm = ctas_per_sm(tile, d);
   const int64_t row_tiles = ceil_div(rows_covered(p), tile.m);
   const int64_t columns = p.heads * column_tiles(tile, p);
-  const int64_t resident = std::min(kMaxGridX, static_cast<int64_t>(d.num_sms) * config.ctas_per_sm);
+  const int64_t resident =
+      std::min(kMaxGridX, static_cast<int64_t>(d.num_sms) * (tile.leaves_room ? 1 : config.ctas_per_sm));
   config.tiles = row_tiles * columns;
   if (config.tiles == 0) return config;
   config.grid_x = tile.persistent ? columns * std::min(row_tiles, std::max<int64_t>(1, resident / columns))
@@ -142,7 +145,10 @@ Cost add_cost(Config& config, const Problem& p, const Device& d) {
 
   const double tile_flops = p.op == Op::kQuantizeQNope ? 0 : 2.0 * tile.m * tile.n * p.k;
   const double mma_us = sm_ctas * tiles_per_cta * tile_flops * d.num_sms / (d.mma_tflops * kFlopsPerUsPerTflops);
-  const double dram_us = config.modelled_bytes / (d.dram_gbps * kBytesPerUsPerGbps);
+  const bool is_mixed = !tile.phased && bytes.output > bytes.activations;
+  const double dram_bytes = is_mixed ? config.modelled_bytes + (bytes.activations + bytes.output) * (1 / kMixedDram - 1)
+                                     : config.modelled_bytes;
+  const double dram_us = dram_bytes / (d.dram_gbps * kBytesPerUsPerGbps);
   const double l2_us = l2_bytes / (d.l2_gbps * kBytesPerUsPerGbps);
   const double overlapped_us = std::sqrt(dram_us * dram_us + l2_us * l2_us + sm_us * sm_us + mma_us * mma_us);
   const double serial_us = (sm_ctas * tiles_per_cta - 1) * tile.serial_us;

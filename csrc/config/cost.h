@@ -2,10 +2,12 @@
 //
 // Grid, as tiles.h lays it down. columns = heads * column tiles; resident = SMs * CTAs an SM.
 //   persistent: columns * min(row tiles, max(1, resident / columns)) CTAs, each one column, walking down the rows;
+//   of tiles that leave room for the next launch's CTAs one CTA an SM counts as resident;
 //   else one CTA a tile, as far as gridDim.x goes.
 //
 // Time. A CTA keeps its weights if the stages hold them all, else it reads them again for each of its tiles.
-//   dram = activations, weights and output once; weights again where CTAs read them again and L2 cannot hold them
+//   dram = activations, weights and output once; weights again where CTAs read them again and L2 cannot hold them. Slower by kMixedDram for what is
+//          read and written at the same time, where more is written than read: not for a tile that does both in phases
 //   l2   = every byte into or out of an SM: activations once a column tile, weights once a CTA or once a tile
 //   sm   = the bytes of the busiest SM, which has ceil(grid / SMs) CTAs of ceil(tiles / grid) tiles: a partial last wave
 //          costs a whole tile. An SM draws sm_gbps, or less where too few bytes are in flight (Little's law)

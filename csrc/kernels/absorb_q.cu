@@ -1,7 +1,9 @@
 // One symbol a line of the tile table.
 #include "config/tiles.h"
 #include "kernels/absorb_q.cuh"
+#include "kernels/absorb_q_few.cuh"
 #include "kernels/absorb_q_kloop.cuh"
+#include "kernels/absorb_q_phased.cuh"
 #include "kernels/absorb_q_shared.cuh"
 
 namespace aq = mla_fp8::absorb_q;
@@ -26,12 +28,31 @@ MLA_FP8_ABSORB_Q_TILES(MLA_FP8_KERNEL)
 MLA_FP8_ABSORB_Q_KLOOP_TILES(MLA_FP8_KERNEL)
 #undef MLA_FP8_KERNEL
 
-#define MLA_FP8_KERNEL(symbol, warpgroups, out_bytes, ctas_per_sm)                      \
+#define MLA_FP8_KERNEL(symbol, warpgroups, chunks, out_bytes, ctas_per_sm, start_us)    \
   extern "C" __global__ void __launch_bounds__(warpgroups* aq::kWarpgroup, ctas_per_sm) \
       symbol(const __grid_constant__ aq::Params params) {                               \
-    using Config = aq::SharedConfig<warpgroups, out_bytes>;                             \
+    using Config = aq::SharedConfig<warpgroups, chunks, out_bytes>;                     \
     extern __shared__ __align__(1024) mla_fp8::u8 shared_bytes[];                       \
     aq::run_shared<Config>(params, *reinterpret_cast<Config::Shared*>(shared_bytes));   \
   }
 MLA_FP8_ABSORB_Q_SHARED_TILES(MLA_FP8_KERNEL)
+#undef MLA_FP8_KERNEL
+
+#define MLA_FP8_KERNEL(symbol, tokens, warpgroups, tiles, out_bytes, ctas_per_sm, start_us, serial_us) \
+  extern "C" __global__ void __launch_bounds__(warpgroups* aq::kWarpgroup, ctas_per_sm)                \
+      symbol(const __grid_constant__ aq::Params params) {                                              \
+    using Config = aq::FewConfig<tokens, warpgroups, tiles, out_bytes>;                                \
+    extern __shared__ __align__(1024) mla_fp8::u8 shared_bytes[];                                      \
+    aq::run_few<Config>(params, *reinterpret_cast<Config::Shared*>(shared_bytes));                     \
+  }
+MLA_FP8_ABSORB_Q_FEW_TILES(MLA_FP8_KERNEL)
+#undef MLA_FP8_KERNEL
+
+#define MLA_FP8_KERNEL(symbol, out_bytes, start_us)                                                    \
+  extern "C" __global__ void __launch_bounds__(aq::kPhasedThreads, 1)                                  \
+      symbol(const __grid_constant__ aq::Params params) {                                              \
+    extern __shared__ __align__(1024) mla_fp8::u8 shared_bytes[];                                      \
+    aq::run_phased<out_bytes>(params, *reinterpret_cast<aq::PhasedStorage<out_bytes>*>(shared_bytes)); \
+  }
+MLA_FP8_ABSORB_Q_PHASED_TILES(MLA_FP8_KERNEL)
 #undef MLA_FP8_KERNEL

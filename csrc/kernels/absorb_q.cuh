@@ -7,6 +7,8 @@
 //              q       [S,H,R+P]      q_nope's dtype, or e4m3 of the value / out_scale; any s and h stride
 //              Pointers and strides of q_nope, q_pe and q are aligned to the tile's alignment: 16 bytes, or an element.
 //
+//              Few rows: absorb_q_few.cuh. Some: absorb_q_shared.cuh. Many: absorb_q_phased.cuh. Here: the rest, and what they share.
+//
 // 3. Grid      a CTA holds kTileN columns of one head's W_UK and walks down the row tiles (config/tiles.h). Neighbouring CTAs have
 //              neighbouring columns of the same rows, so all CTAs in flight together read and write whole tokens.
 //

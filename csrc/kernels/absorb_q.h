@@ -29,12 +29,48 @@ struct SharedStorage {
   u64 full[kTileN / kChunkN];
 };
 
-// absorb_q_shared.cuh: each warpgroup has 128 columns, all have the same 64 rows.
-template <int kWarpgroups>
+// absorb_q_shared.cuh: each warpgroup has 128 kChunks columns, all have the same 64 rows.
+inline constexpr int kSharedStages = 2;
+template <int kWarpgroups, int kChunks>
 struct SharedRowsStorage {
-  alignas(1024) u8 w_uk[kWarpgroups][kChunkN * kTileK];
+  alignas(1024) u8 w_uk[kWarpgroups][kChunks][kChunkN * kTileK];
   alignas(1024) u8 rows[2][kWarpgroupM * kTileK];  // e4m3, 128-byte swizzle, in turn
+  alignas(16) u8
+      stage[kSharedStages][kWarpgroupM * kTileK * 2 / 32 / (kWarpgroups * kWarpgroup)][2][kWarpgroups * kWarpgroup][16];
   float scale[2][kWarpgroupM];
+  u64 full[kWarpgroups][kChunks];
+};
+
+// absorb_q_phased.cuh: a burst of row tiles, and a ring through which they come.
+inline constexpr int kPhasedWarpgroups = 4;  // 128 columns each
+inline constexpr int kPhasedThreads = kPhasedWarpgroups * kWarpgroup;
+inline constexpr int kPhasedN = kPhasedWarpgroups * kChunkN;
+inline constexpr int kPhasedStages = 2;
+struct PhasedStage {
+  alignas(16) u8 q_nope[2][kPhasedThreads][16];
+  alignas(16) u8 q_pe[kPhasedThreads][16];
+};
+template <int kOutBytes>
+struct PhasedStorage {
+  static constexpr int kRowsBytes = kWarpgroupM * kTileK;  // of a tile, e4m3, 128-byte swizzle
+  static constexpr int kScaleBytes = kWarpgroupM * sizeof(float);
+  static constexpr int kRopeBytes = 8 * kOutBytes;  // of a thread: a chunk of 8 columns as it is stored
+  static constexpr int kBurst = 13;  // tiles
+  static constexpr int kBurstWithRope = kOutBytes == 1 ? 9 : 7;
+  static constexpr int kTilesBytes = kBurst * (kRowsBytes + kScaleBytes);
+  static constexpr int kTilesWithRopeBytes = kBurstWithRope * (kRowsBytes + kScaleBytes + kPhasedThreads * kRopeBytes);
+  alignas(1024) u8 w_uk[kPhasedWarpgroups][kChunkN * kTileK];
+  alignas(1024) u8 tiles[kTilesBytes > kTilesWithRopeBytes ? kTilesBytes : kTilesWithRopeBytes];  // rows, scales, q_pe
+  PhasedStage stage[kPhasedStages];
+  u64 full[kPhasedWarpgroups];
+};
+
+// absorb_q_few.cuh: kTiles tiles of 64 weight rows a warpgroup, and the rows.
+template <int kTokens, int kWarpgroups, int kTiles>
+struct FewRowsStorage {
+  alignas(1024) u8 w_uk[kWarpgroups][kTiles][kWarpgroupM * kTileK];
+  alignas(1024) u8 rows[kTokens * kTileK];  // e4m3, 128-byte swizzle
+  float scale[kTokens];
   u64 full[kWarpgroups];
 };
 
@@ -51,6 +87,7 @@ struct Params {
   i64 q_stride[2];  // s, h
   i32 s, h, d, r, p;
   u32 is_fp16;  // else bf16
+  u32 phase_slot;  // of phases.cuh
 };
 
 }  // namespace mla_fp8::absorb_q

@@ -15,7 +15,8 @@ struct RopeChunk {
   bool exists;
 };
 
-// Chunk `index` of the warpgroup's 64 rows from first_row on.
+// Chunk `index` of the kRows rows from first_row on.
+template <int kRows = kWarpgroupM>
 MLA_FP8_DEVICE RopeChunk rope_chunk(const Params& p, i64 first_row, i32 index) {
   constexpr i32 kUsualP = 64;
   const u32 chunks = static_cast<u32>(p.p) / 8;
@@ -24,7 +25,7 @@ MLA_FP8_DEVICE RopeChunk rope_chunk(const Params& p, i64 first_row, i32 index) {
   RopeChunk chunk;
   chunk.row = first_row + row;
   chunk.column = (index - row * static_cast<i32>(chunks)) * 8;
-  chunk.exists = row < kWarpgroupM && chunk.row < p.s;
+  chunk.exists = row < kRows && chunk.row < p.s;
   return chunk;
 }
 
@@ -32,9 +33,9 @@ MLA_FP8_DEVICE const u16* rope_source(const Params& p, const RopeChunk& chunk, i
   return p.q_pe + chunk.row * p.q_pe_stride[0] + head * p.q_pe_stride[1] + chunk.column;
 }
 
-template <int kAlignBytes>
+template <int kAlignBytes, int kRows = kWarpgroupM>
 MLA_FP8_DEVICE RopeChunk load_rope(const Params& p, i64 first_row, i64 head, i32 index) {
-  RopeChunk chunk = rope_chunk(p, first_row, index);
+  RopeChunk chunk = rope_chunk<kRows>(p, first_row, index);
   if (chunk.exists) load_vector<kAlignBytes>(chunk.word, rope_source(p, chunk, head));
   return chunk;
 }
@@ -82,12 +83,12 @@ MLA_FP8_DEVICE i32 rope_index(i32 slice, i32 slices, i32 j) {
 }
 
 // From the j-th chunk on, without a stage.
-template <int kOutBytes, int kAlignBytes, int kThreads>
+template <int kOutBytes, int kAlignBytes, int kThreads, int kRows = kWarpgroupM>
 MLA_FP8_DEVICE void copy_rope(const Params& p, i64 first_row, i64 head, i32 slice, i32 slices, i32 j,
                               float multiplier) {
-  for (; (slice + j * slices) * kThreads < kWarpgroupM * (p.p / 8); ++j) {
+  for (; (slice + j * slices) * kThreads < kRows * (p.p / 8); ++j) {
     store_rope<kOutBytes, kAlignBytes>(
-        p, load_rope<kAlignBytes>(p, first_row, head, rope_index<kThreads>(slice, slices, j)), head, multiplier);
+        p, load_rope<kAlignBytes, kRows>(p, first_row, head, rope_index<kThreads>(slice, slices, j)), head, multiplier);
   }
 }
 

@@ -4,6 +4,7 @@
 // as the weights are. Rows past the end are zeros.
 #pragma once
 
+#include "kernels/ptx/cp_async.cuh"
 #include "kernels/weights.cuh"
 
 namespace mla_fp8::shared_rows {
@@ -30,10 +31,24 @@ MLA_FP8_DEVICE void load(Raw& raw, const u16* row_from, int part, bool exists) {
   }
 }
 
+// The same to the thread's own place in shared memory, in its open batch of copies. `row_from` may be read in any case.
+template <int kThreads>
+MLA_FP8_DEVICE void copy(u8 (&to)[2][kThreads][kVectorBytes], const u16* row_from, int part, bool exists) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    ptx::cp_async_cg_16(to[half][threadIdx.x], row_from + half * kHalf + part * 8, exists ? kVectorBytes : 0);
+  }
+}
+template <int kThreads>
+MLA_FP8_DEVICE void take(Raw& raw, const u8 (&from)[2][kThreads][kVectorBytes]) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) load_shared(raw.word[half], from[half][threadIdx.x]);
+}
+
 template <class Element>
 MLA_FP8_DEVICE float quantize_as(const Raw& raw, u32 amax_bits, u32 (&packed)[2][2]) {
   const float scale = group_scale(Element::low(amax_bits));
-  const float multiplier = __frcp_rn(scale);
+  const float multiplier = group_multiplier(scale);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     packed[half][0] = e4m3x4_scaled<Element>(raw.word[half][0], raw.word[half][1], multiplier);
@@ -43,7 +58,8 @@ MLA_FP8_DEVICE float quantize_as(const Raw& raw, u32 amax_bits, u32 (&packed)[2]
 }
 
 // The 1x128 quantization of docs/numerics.md: the row's values to `tile`, its scale to scales[row]. All lanes of a warp call it.
-MLA_FP8_DEVICE void quantize(u8* tile, float* scales, const Raw& raw, bool is_fp16, int row, int part) {
+template <class Element>
+MLA_FP8_DEVICE void quantize_row(u8* tile, float* scales, const Raw& raw, int row, int part) {
   u32 amax = 0;
 #pragma unroll
   for (const auto& half : raw.word) {
@@ -54,7 +70,7 @@ MLA_FP8_DEVICE void quantize(u8* tile, float* scales, const Raw& raw, bool is_fp
   for (int lanes = 1; lanes < kParts; lanes *= 2) amax = ptx::max_u16x2(amax, __shfl_xor_sync(kFullWarp, amax, lanes));
   amax = ptx::max_u16x2(amax, amax >> 16) & 0xffffu;
   u32 packed[2][2];
-  const float scale = is_fp16 ? quantize_as<Fp16>(raw, amax, packed) : quantize_as<Bf16>(raw, amax, packed);
+  const float scale = quantize_as<Element>(raw, amax, packed);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int chunk = half * kHalf / kVectorBytes + part / 2;  // of 16 bytes
@@ -62,6 +78,18 @@ MLA_FP8_DEVICE void quantize(u8* tile, float* scales, const Raw& raw, bool is_fp
     *reinterpret_cast<uint2*>(to) = make_uint2(packed[half][0], packed[half][1]);
   }
   if (part == 0) scales[row] = scale;
+}
+
+// kSlots of them, kRowStep rows apart.
+template <int kRowStep, int kSlots>
+MLA_FP8_DEVICE void quantize(u8* tile, float* scales, const Raw (&raw)[kSlots], bool is_fp16, int row, int part) {
+  if (is_fp16) {
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) quantize_row<Fp16>(tile, scales, raw[i], row + i * kRowStep, part);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) quantize_row<Bf16>(tile, scales, raw[i], row + i * kRowStep, part);
+  }
 }
 
 // From one step of wgmma's K to the next, in a tile's descriptor.

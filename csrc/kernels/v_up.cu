@@ -1,8 +1,8 @@
 // One symbol a line of the tile table.
 #include "config/tiles.h"
 #include "kernels/v_up.cuh"
+#include "kernels/v_up_few.cuh"
 #include "kernels/v_up_shared.cuh"
-#include "kernels/v_up_split.cuh"
 
 namespace vu = mla_fp8::v_up;
 
@@ -16,20 +16,20 @@ namespace vu = mla_fp8::v_up;
 MLA_FP8_V_UP_KLOOP_TILES(MLA_FP8_KERNEL)
 #undef MLA_FP8_KERNEL
 
-#define MLA_FP8_KERNEL(symbol, out_bytes)                                                 \
-  extern "C" __global__ void __launch_bounds__(vu::kSplitThreads, 1)                      \
-      symbol(const __grid_constant__ vu::Params params) {                                 \
-    extern __shared__ __align__(1024) mla_fp8::u8 shared_bytes[];                         \
-    vu::run_split<out_bytes>(params, *reinterpret_cast<vu::SplitStorage*>(shared_bytes)); \
-  }
-MLA_FP8_V_UP_SPLIT_TILES(MLA_FP8_KERNEL)
-#undef MLA_FP8_KERNEL
-
-#define MLA_FP8_KERNEL(symbol, out_bytes, serial_us)                                            \
+#define MLA_FP8_KERNEL(symbol, out_bytes, start_us, serial_us)                                  \
   extern "C" __global__ void __launch_bounds__(vu::kSharedThreads, 1)                           \
       symbol(const __grid_constant__ vu::Params params) {                                       \
     extern __shared__ __align__(1024) mla_fp8::u8 shared_bytes[];                               \
     vu::run_shared<out_bytes>(params, *reinterpret_cast<vu::SharedRowsStorage*>(shared_bytes)); \
   }
 MLA_FP8_V_UP_SHARED_TILES(MLA_FP8_KERNEL)
+#undef MLA_FP8_KERNEL
+
+#define MLA_FP8_KERNEL(symbol, tokens, out_bytes, ctas_per_sm, start_us, serial_us)                       \
+  extern "C" __global__ void __launch_bounds__(vu::kFewThreads, ctas_per_sm)                              \
+      symbol(const __grid_constant__ vu::Params params) {                                                 \
+    extern __shared__ __align__(1024) mla_fp8::u8 shared_bytes[];                                         \
+    vu::run_few<tokens, out_bytes>(params, *reinterpret_cast<vu::FewRowsStorage<tokens>*>(shared_bytes)); \
+  }
+MLA_FP8_V_UP_FEW_TILES(MLA_FP8_KERNEL)
 #undef MLA_FP8_KERNEL

@@ -7,27 +7,35 @@
 
 namespace mla_fp8::v_up {
 
-// The split kernel: a warpgroup for each of R's blocks, whose products meet here.
-inline constexpr int kSplitBlocks = 4;  // R = 512
-inline constexpr int kQuarter = kloop::kTileN / kSplitBlocks;  // columns that a warpgroup stores
-inline constexpr int kQuarterColumns = kQuarter / kQuad;  // neighbours that a lane stores at once
-inline constexpr int kSplitThreads = kSplitBlocks * kloop::kWarpgroup;
-struct SplitStorage {
-  alignas(1024)
-      u8 w_uv[kSplitBlocks][kloop::kTileN * kloop::kTileK];  // 128-byte swizzle: its pattern repeats every 1024 bytes
-  float product[kSplitBlocks][kloop::kTileN / 8][kloop::kWarpgroup][4];  // accumulators as their owner holds them
-  float scale[kSplitBlocks][kloop::kWarpgroupM];  // scale_a * scale_w
-  float amax[kSplitBlocks][kloop::kWarpgroupM];  // of each quarter of the columns
-  u64 full[kSplitBlocks];
-};
+// v_up_shared.cuh and v_up_few.cuh: all of R stays.
+inline constexpr int kBlocks = 4;  // of R
+inline constexpr int kResidentK = kBlocks * kloop::kTileK;
 
 // v_up_shared.cuh: the same 64 rows for all warpgroups, 32 columns each.
+inline constexpr int kSharedWarpgroups = 4;
+inline constexpr int kSharedThreads = kSharedWarpgroups * kloop::kWarpgroup;
+inline constexpr int kQuarter = kloop::kTileN / kSharedWarpgroups;  // columns of a warpgroup
+inline constexpr int kQuarterColumns = kQuarter / kQuad;  // neighbours that a lane stores at once
 struct SharedRowsStorage {
-  alignas(1024) u8 w_uv[kSplitBlocks][kloop::kTileN * kloop::kTileK];
-  alignas(1024) u8 rows[2][kSplitBlocks][kloop::kWarpgroupM * kloop::kTileK];  // e4m3, 128-byte swizzle, in turn
-  float scale[2][kSplitBlocks][kloop::kWarpgroupM];
-  float amax[2][kSplitBlocks][kloop::kWarpgroupM];  // of each quarter of the columns
-  u64 full[kSplitBlocks];
+  alignas(1024) u8 w_uv[kBlocks][kloop::kTileN * kloop::kTileK];
+  alignas(1024) u8 rows[2][kBlocks][kloop::kWarpgroupM * kloop::kTileK];  // e4m3, 128-byte swizzle, in turn
+  float scale[2][kBlocks][kloop::kWarpgroupM];
+  float amax[2][kSharedWarpgroups][kloop::kWarpgroupM];  // of each quarter of the columns
+  u64 full[kBlocks];
+};
+
+// v_up_few.cuh: two warpgroups, each with 64 of the weights' rows and all of R.
+inline constexpr int kFewWarpgroups = 2;
+inline constexpr int kFewThreads = kFewWarpgroups * kloop::kWarpgroup;
+inline constexpr int kFewLanes = 32;  // that quantize a row
+template <int kTokens>
+struct FewRowsStorage {
+  alignas(1024) u8 w_uv[kBlocks][kFewWarpgroups][kloop::kTileN / kFewWarpgroups * kloop::kTileK];
+  alignas(1024) u8 rows[kBlocks][kTokens * kloop::kTileK];  // e4m3, 128-byte swizzle
+  float scale[kBlocks][kTokens];
+  float amax[kFewThreads / 32][kTokens];  // of each warp's columns
+  float multiplier[kTokens];
+  u64 full[kBlocks];
 };
 
 struct Params {

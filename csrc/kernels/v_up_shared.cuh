@@ -12,20 +12,39 @@
 #pragma once
 
 #include "kernels/shared_rows.cuh"
-#include "kernels/v_up_split.cuh"
+#include "kernels/v_up.cuh"
 
 namespace mla_fp8::v_up {
 
-inline constexpr int kSharedThreads = kSplitThreads;
 static_assert(shared_rows::kRows * shared_rows::kParts == kSharedThreads);  // a thread has one row of each block
 static_assert(sizeof(SharedRowsStorage) <= 227 * 1024);
 
+inline constexpr int kQuarterWords = kQuarter / 8;  // groups of 8 columns, of which a lane has 2 a row
+static_assert(kQuarterWords == kQuad);
+
+// A lane's share of one row's 32 columns: 8 t...
+struct QuarterRow {
+  float value[kQuarterColumns];
+};
+
+template <int kOutBytes>
+MLA_FP8_DEVICE void store_quarter(void* v, i64 offset, const QuarterRow& row, float multiplier, bool is_fp16,
+                                  bool exists, int quad) {
+  if (!exists) return;
+  u8* to = static_cast<u8*>(v) + (offset + kQuarterColumns * quad) * kOutBytes;
+  if constexpr (kOutBytes == 1) {
+    ptx::st_global_cs_v2(to, make_uint2(pack_e4m3(row.value, multiplier), pack_e4m3(row.value + 4, multiplier)));
+  } else {
+    ptx::st_global_cs_v4(to, pack_16bit(row.value, is_fp16));
+  }
+}
+
 // product[k] [64,32] = block k of the rows times block k of 32 columns, complete on return.
-MLA_FP8_DEVICE void multiply_blocks(float (&product)[kSplitBlocks][16], SharedRowsStorage& shared, int buffer,
+MLA_FP8_DEVICE void multiply_blocks(float (&product)[kBlocks][16], SharedRowsStorage& shared, int buffer,
                                     int first_column) {
   ptx::wgmma_fence_sync_aligned();
 #pragma unroll
-  for (int k = 0; k < kSplitBlocks; ++k) {
+  for (int k = 0; k < kBlocks; ++k) {
     wait(&shared.full[k], 0);
     const u64 a = weight_descriptor(shared.rows[buffer][k]);
     const u64 b = weight_descriptor(shared.w_uv[k] + first_column * kloop::kTileK);
@@ -65,37 +84,42 @@ MLA_FP8_DEVICE void run_shared(const Params& p, SharedRowsStorage& shared) {
   const int part = threadIdx.x % shared_rows::kParts;
   const int load_row = threadIdx.x / shared_rows::kParts;
   const u16* from = p.o_latent + at.head * p.o_latent_stride[1];
-  shared_rows::Raw raw[kSplitBlocks];
+  shared_rows::Raw raw[kBlocks];
   const auto fetch = [&](i64 first_row) {
     const i64 row = first_row + load_row;
 #pragma unroll
-    for (int k = 0; k < kSplitBlocks; ++k) {
+    for (int k = 0; k < kBlocks; ++k) {
       shared_rows::load(raw[k], from + row * p.o_latent_stride[0] + k * kloop::kTileK, part, row < p.s);
     }
   };
   fetch(at.first);
   const LanePlace lane = lane_place();
-  float w_scale[kSplitBlocks];
+  float w_scale[kBlocks];
 #pragma unroll
-  for (int k = 0; k < kSplitBlocks; ++k) {
+  for (int k = 0; k < kBlocks; ++k) {
     w_scale[k] =
         p.w_uv_scale[at.head * p.w_uv_scale_stride[0] + at.slice * p.w_uv_scale_stride[1] + k * p.w_uv_scale_stride[2]];
   }
   const float out_scale = kOutBytes == 1 && p.out_scale != nullptr ? *p.out_scale : 1.0f;
   int buffer = 0;
   for (i64 first_row = at.first; first_row < at.end; first_row += shared_rows::kRows, buffer ^= 1) {
+    if (p.is_fp16 != 0) {
 #pragma unroll
-    for (int k = 0; k < kSplitBlocks; ++k) {
-      shared_rows::quantize(shared.rows[buffer][k], shared.scale[buffer][k], raw[k], p.is_fp16 != 0, load_row, part);
+      for (int k = 0; k < kBlocks; ++k)
+        shared_rows::quantize_row<Fp16>(shared.rows[buffer][k], shared.scale[buffer][k], raw[k], load_row, part);
+    } else {
+#pragma unroll
+      for (int k = 0; k < kBlocks; ++k)
+        shared_rows::quantize_row<Bf16>(shared.rows[buffer][k], shared.scale[buffer][k], raw[k], load_row, part);
     }
     ptx::fence_proxy_async_shared_cta();
     __syncthreads();
     if (first_row + shared_rows::kRows < at.end) fetch(first_row + shared_rows::kRows);
-    float product[kSplitBlocks][16];
+    float product[kBlocks][16];
     multiply_blocks(product, shared, buffer, warpgroup * kQuarter);
     QuarterRow rows[kLaneRows] = {};
 #pragma unroll
-    for (int k = 0; k < kSplitBlocks; ++k) {
+    for (int k = 0; k < kBlocks; ++k) {
 #pragma unroll
       for (int i = 0; i < kLaneRows; ++i) {
         const float scale = __fmul_rn(shared.scale[buffer][k][lane.row + i * kLaneRowStep], w_scale[k]);
@@ -128,7 +152,7 @@ MLA_FP8_DEVICE void run_shared(const Params& p, SharedRowsStorage& shared) {
           for (const auto& quarter : shared.amax[buffer])
             amax = ptx::max_nan_f32(amax, quarter[lane.row + i * kLaneRowStep]);
           const float scale = group_scale(amax);
-          multiplier[i] = __frcp_rn(scale);
+          multiplier[i] = group_multiplier(scale);
           const i64 row = first_row + lane.row + i * kLaneRowStep;
           if (row < p.s && lane.quad == 0 && warpgroup == 0)
             p.v_scale[row * p.v_scale_stride[0] + at.head * p.v_scale_stride[1]] = scale;

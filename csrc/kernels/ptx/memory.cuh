@@ -26,5 +26,11 @@ MLA_FP8_DEVICE void st_global_cs_v4(void* to, uint4 value) {
 MLA_FP8_DEVICE void st_global_cs_v2(void* to, uint2 value) {
   asm volatile("st.global.cs.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(value.x), "r"(value.y));
 }
+MLA_FP8_DEVICE void st_global_cs_b32(void* to, u32 value) {
+  asm volatile("st.global.cs.b32 [%0], %1;" ::"l"(to), "r"(value));
+}
+MLA_FP8_DEVICE void st_global_cs_b16(void* to, u16 value) {
+  asm volatile("st.global.cs.b16 [%0], %1;" ::"l"(to), "h"(value));
+}
 
 }  // namespace mla_fp8::ptx

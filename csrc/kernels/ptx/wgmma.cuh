@@ -73,6 +73,31 @@ MLA_FP8_DEVICE void wgmma_m64n128k32_f32_e4m3_e4m3_shared(float (&d)[64], u64 a_
       : "l"(a_descriptor), "l"(b_descriptor), "r"(static_cast<i32>(accumulate)));
 }
 
+// d [64,8] or [64,16] = a [64,32] * b [8 or 16,32]^T (+ d if accumulate): both in shared memory. The weights are a here: few_rows.cuh.
+MLA_FP8_DEVICE void wgmma_m64n8k32_f32_e4m3_e4m3_shared(float (&d)[4], u64 a_descriptor, u64 b_descriptor,
+                                                        bool accumulate) {
+  asm volatile(
+      "{\n"
+      ".reg .pred accumulate;\n"
+      "setp.ne.b32 accumulate, %6, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e4m3 {%0, %1, %2, %3}, %4, %5, accumulate, 1, 1;\n"
+      "}\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "l"(a_descriptor), "l"(b_descriptor), "r"(static_cast<i32>(accumulate)));
+}
+MLA_FP8_DEVICE void wgmma_m64n16k32_f32_e4m3_e4m3_shared(float (&d)[8], u64 a_descriptor, u64 b_descriptor,
+                                                         bool accumulate) {
+  asm volatile(
+      "{\n"
+      ".reg .pred accumulate;\n"
+      "setp.ne.b32 accumulate, %10, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n16k32.f32.e4m3.e4m3 {%0, %1, %2, %3, %4, %5, %6, %7}, %8, %9, accumulate, 1, "
+      "1;\n"
+      "}\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
+      : "l"(a_descriptor), "l"(b_descriptor), "r"(static_cast<i32>(accumulate)));
+}
+
 // d [64,32] = a [64,32] * b [32,32]^T (+ d if accumulate): both in shared memory. The same sums, bit for bit.
 MLA_FP8_DEVICE void wgmma_m64n32k32_f32_e4m3_e4m3_shared(float (&d)[16], u64 a_descriptor, u64 b_descriptor,
                                                          bool accumulate) {

@@ -1,0 +1,175 @@
+// absorb_q (formula, tensors, cost, numerics: absorb_q.cuh) for D = 128 and many rows: all CTAs read and quantize up to kBurst row tiles, then all of
+// them multiply and write (phases.cuh).
+//
+// Grid      a CTA holds 512 columns of one head's of W_UK and walks down the row tiles of 64 rows, kBurst of them at a time (config/tiles.h).
+// Warps     reading: a thread brings 32 bytes of q_nope and 16 of q_pe a tile to its own places in a ring, quantizes them to the tile's place. Writing:
+//           warpgroup w multiplies, scales and stores columns 128 w.. of each tile in turn; no warp waits for another until the burst is done.
+//           Registers: 64 accumulators.
+// Pipeline  barrier        producer -> consumer                        arrivals      bytes
+//           full[w]        copy engine -> warpgroup w                  1             16384, once a launch
+//           cp.async batch a thread -> itself                          -             32 a thread, and 16 of q_pe; kStages batches under way
+//           CTA            a burst's rows and scales written -> read   all threads   -
+//           CTA, phase     a burst's rows read -> written again        all threads   -
+// Shared memory  w_uk 64 KiB, rows 8192 a tile (e4m3), both 128-byte swizzle; q_pe as it is stored, 4096 or 8192 a tile; scale 256 a tile; ring 48 KiB.
+#pragma once
+
+#include "kernels/absorb_q.cuh"
+#include "kernels/phases.cuh"
+#include "kernels/shared_rows.cuh"
+
+namespace mla_fp8::absorb_q {
+
+static_assert(shared_rows::kRows == kWarpgroupM && shared_rows::kTileBytes == kWarpgroupM * kTileK);
+static_assert(sizeof(PhasedStorage<1>) <= 227 * 1024 && sizeof(PhasedStorage<2>) <= 227 * 1024);
+static_assert(shared_rows::kRows * shared_rows::kParts == kPhasedThreads);  // a thread has one row's share of a tile
+
+// p [64,128] = the rows times the tile's transpose, under way on return.
+MLA_FP8_DEVICE void start_multiply(float (&p)[64], const u8* rows, const u8* tile) {
+  const u64 a = weight_descriptor(rows);
+  const u64 b = weight_descriptor(tile);
+  ptx::wgmma_fence_sync_aligned();
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+    ptx::wgmma_m64n128k32_f32_e4m3_e4m3_shared(p, a + step * shared_rows::kStepDescriptor,
+                                               b + step * shared_rows::kStepDescriptor, step != 0);
+  }
+  ptx::wgmma_commit_group_sync_aligned();
+}
+
+template <int kOutBytes>
+MLA_FP8_DEVICE void run_phased(const Params& p, PhasedStorage<kOutBytes>& shared) {
+  using Shared = PhasedStorage<kOutBytes>;
+  const Walk at = walk(p.h, p.r / kPhasedN);
+  const i32 first_column = at.slice * kPhasedN;
+  const bool has_rope = p.p != 0 && at.slice == 0;
+  const bool is_producer = threadIdx.x == kPhasedThreads - 32;
+  const int warpgroup = threadIdx.x / kWarpgroup;
+  if (is_producer) {
+    ptx::prefetch_tensormap(&p.w_uk);
+#pragma unroll
+    for (int chunk = 0; chunk < kPhasedWarpgroups; ++chunk) {
+      prefetch_weight_tile<kLaneColumns<kOutBytes>>(&p.w_uk, 0, first_column + chunk * kChunkN, at.head);
+      ptx::mbarrier_init(&shared.full[chunk], 1);
+    }
+    ptx::fence_mbarrier_init_release_cluster();
+  }
+  __syncthreads();
+  ptx::griddepcontrol_wait();
+  ptx::griddepcontrol_launch_dependents();
+  if (is_producer) {
+#pragma unroll
+    for (int chunk = 0; chunk < kPhasedWarpgroups; ++chunk) {
+      load_weight_tile<kLaneColumns<kOutBytes>>(shared.w_uk[chunk], &p.w_uk, 0, first_column + chunk * kChunkN, at.head,
+                                                &shared.full[chunk]);
+    }
+  }
+  __syncwarp();
+
+  const int part = threadIdx.x % shared_rows::kParts;
+  const int load_row = threadIdx.x / shared_rows::kParts;
+  const u16* from = p.q_nope + at.head * p.q_nope_stride[1];
+  const int most = p.p == 0 ? Shared::kBurst : Shared::kBurstWithRope;
+  const i64 step = at.row_step * kWarpgroupM;
+  const i64 most_tiles = ((p.s + kWarpgroupM - 1) / kWarpgroupM + at.row_step - 1) / at.row_step;  // of a CTA
+  const i64 bursts = (most_tiles + most - 1) / most;  // the same in every CTA
+  const int burst = static_cast<int>((most_tiles + bursts - 1) / bursts);
+  u8* const rows = shared.tiles;  // of a tile after the other
+  float* const scales = reinterpret_cast<float*>(rows + most * Shared::kRowsBytes);
+  u8* const ropes =
+      rows + most * (Shared::kRowsBytes + Shared::kScaleBytes) + threadIdx.x * Shared::kRopeBytes;  // this thread's
+  const auto rope_at = [&](int tile) { return ropes + tile * (kPhasedThreads * Shared::kRopeBytes); };
+  i64 fetched = at.row_tile * kWarpgroupM;
+  i64 fetch_end = 0;  // rows from here on are the next burst's
+  int fetched_stage = 0;
+  const auto fetch = [&] {
+    if (fetched < p.s && fetched < fetch_end) {
+      const i64 row = fetched + load_row;
+      shared_rows::copy(shared.stage[fetched_stage].q_nope, from + (row < p.s ? row : 0) * p.q_nope_stride[0], part,
+                        row < p.s);
+      if (has_rope) {
+        const RopeChunk chunk = rope_chunk(p, fetched, threadIdx.x);
+        if (chunk.exists)
+          ptx::cp_async_cg_16(shared.stage[fetched_stage].q_pe[threadIdx.x], rope_source(p, chunk, at.head),
+                              kVectorBytes);
+      }
+    }
+    ptx::cp_async_commit_group();
+    fetched += step;
+    fetched_stage = fetched_stage + 1 == kPhasedStages ? 0 : fetched_stage + 1;
+  };
+  const LanePlace lane = lane_place();
+  const float w_scale = p.w_uk_scale[at.head * p.w_uk_scale_stride[0] +
+                                     (at.slice * kPhasedWarpgroups + warpgroup) * p.w_uk_scale_stride[1]];
+  const float multiplier = kOutBytes == 1 ? __frcp_rn(*p.out_scale) : 1.0f;
+  phases::Barrier phase(p.phase_slot);
+  int stage = 0;
+  i64 first_row = at.row_tile * kWarpgroupM;
+  for (i64 done = 0; done < bursts; ++done, first_row += burst * step) {
+    fetched = first_row;
+    fetch_end = first_row + burst * step;
+#pragma unroll
+    for (int i = 0; i < kPhasedStages; ++i) fetch();
+    const int tiles =
+        first_row >= p.s ? 0 : static_cast<int>(min(static_cast<i64>(burst), (p.s - first_row + step - 1) / step));
+#pragma unroll 1
+    for (int tile = 0; tile < tiles; ++tile) {
+      ptx::cp_async_wait_group<kPhasedStages - 1>();
+      shared_rows::Raw raw[1];
+      shared_rows::take(raw[0], shared.stage[stage].q_nope);
+      RopeChunk rope;
+      if (has_rope) load_shared(rope.word, shared.stage[stage].q_pe[threadIdx.x]);
+      fetch();
+      stage = stage + 1 == kPhasedStages ? 0 : stage + 1;
+      shared_rows::quantize<0>(rows + tile * Shared::kRowsBytes, scales + tile * kWarpgroupM, raw, p.is_fp16 != 0,
+                               load_row, part);
+      if (has_rope) {
+        if constexpr (kOutBytes == 1) {
+          *reinterpret_cast<uint2*>(rope_at(tile)) =
+              p.is_fp16 ? rope_e4m3<Fp16>(rope, multiplier) : rope_e4m3<Bf16>(rope, multiplier);
+        } else {
+          *reinterpret_cast<uint4*>(rope_at(tile)) = make_uint4(rope.word[0], rope.word[1], rope.word[2], rope.word[3]);
+        }
+      }
+    }
+    ptx::fence_proxy_async_shared_cta();
+    __syncthreads();
+    wait(&shared.full[warpgroup], 0);
+#pragma unroll 1
+    for (int tile = 0; tile < tiles; ++tile) {
+      const i64 tile_row = first_row + tile * step;
+      float values[64];
+      start_multiply(values, rows + tile * Shared::kRowsBytes, shared.w_uk[warpgroup]);
+      float scale[kLaneRows];
+#pragma unroll
+      for (int i = 0; i < kLaneRows; ++i)
+        scale[i] = __fmul_rn(scales[tile * kWarpgroupM + lane.row + i * kLaneRowStep], w_scale);
+      if (has_rope) {
+        const RopeChunk chunk = rope_chunk(p, tile_row, threadIdx.x);
+        if (chunk.exists) {
+          u8* to = static_cast<u8*>(p.q) +
+                   (chunk.row * p.q_stride[0] + at.head * p.q_stride[1] + p.r + chunk.column) * kOutBytes;
+          if constexpr (kOutBytes == 1) {
+            ptx::st_global_cs_v2(to, *reinterpret_cast<const uint2*>(rope_at(tile)));
+          } else {
+            ptx::st_global_cs_v4(to, *reinterpret_cast<const uint4*>(rope_at(tile)));
+          }
+        }
+        copy_rope<kOutBytes, kVectorBytes, kPhasedThreads>(p, tile_row, at.head, 0, 1, 1, multiplier);
+      }
+      ptx::wgmma_wait_group_sync_aligned<0>();
+#pragma unroll
+      for (int i = 0; i < 64; ++i) values[i] = __fmaf_rn(values[i], scale[i / 2 % 2], 0.0f);
+      const RowValues both[kLaneRows] = {row_values(values, 0), row_values(values, 1)};
+      store_columns<kOutBytes, kVectorBytes>(p, both, tile_row + lane.row, at.head, first_column + warpgroup * kChunkN,
+                                             multiplier, lane.quad);
+    }
+    if (done + 1 < bursts) {
+      __syncthreads();
+      if (threadIdx.x == 0) phase.arrive_and_wait();
+      __syncthreads();
+    }
+  }
+  wait(&shared.full[warpgroup], 0);  // every copy has landed before the CTA ends, also in one without rows
+}
+
+}  // namespace mla_fp8::absorb_q

@@ -1,0 +1,35 @@
+// All CTAs of a launch read at the same time and write at the same time. DRAM loses time whenever it turns from reads to writes: with 1 byte read
+// for 4 written an H100 moves 2.7 TB/s where every SM does both at any time, and 3.0 in phases of 17 and 67 MB (docs/notes.md).
+//
+// Phases are a matter of time and not of correctness. A CTA waits for the others a while, and once it waited in vain it does so no more: where not all CTAs
+// run at once, because another kernel holds some SMs, the launch is only as fast as without phases.
+#pragma once
+
+#include "kernels/numbers.cuh"
+#include "kernels/phases.h"
+#include "kernels/ptx/atomics.cuh"
+
+namespace mla_fp8::phases {
+
+// Arrivals, ever. Every launch adds a multiple of its grid, so a counter that serves grids of one size only stands at a multiple of it between launches.
+__device__ u64 arrivals[kMaxGrid + 1][kSlots];
+
+inline constexpr u32 kPatienceCycles = 40000;  // 23 µs: a phase takes up to 20
+
+struct Barrier {
+  u64* counter;
+  bool patient;
+
+  MLA_FP8_DEVICE explicit Barrier(u32 slot)
+      : counter(&arrivals[gridDim.x <= kMaxGrid ? gridDim.x : 0][slot]), patient(gridDim.x <= kMaxGrid) {}
+
+  // One thread of each CTA, as often in every CTA.
+  MLA_FP8_DEVICE void arrive_and_wait() {
+    const u64 before = ptx::atom_add_relaxed_gpu(counter, 1);
+    const u64 target = (before / gridDim.x + 1) * gridDim.x;
+    const u32 start = ptx::clock();
+    while (patient && ptx::ld_relaxed_gpu(counter) < target) patient = ptx::clock() - start < kPatienceCycles;
+  }
+};
+
+}  // namespace mla_fp8::phases
