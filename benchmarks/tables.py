@@ -75,6 +75,25 @@ def gpu(rows: Rows) -> str:
     return markdown(["", *(f"S = {s}" for s in s_values)], lines) + "\n" + note
 
 
+def heads(rows: Rows) -> str:
+    """Per side and H: ours over S; in brackets what it is faster by than the fastest other, Triton and the floor aside."""
+    timed = [row for row in rows if row.get("us")]
+    s_values = sorted({row["s"] for row in timed})
+    lines: list[list[str]] = []
+    for side, title in SIDE_TITLES.items():
+        for count in sorted({row["heads"] for row in timed if row["side"] == side}):
+            by_s = [[row for row in timed if (row["side"], row["heads"], row["s"]) == (side, count, s)] for s in s_values]
+            lines += [[title, str(count), *(_beside_fastest(case) for case in by_s)]]
+    origin = ", ".join(str(timed[0].get(key)) for key in ("gpu", "torch", "commit", "date"))
+    note = f"µs, median, weights cold; in brackets, the fastest other's time over ours. {origin}.\n"
+    return markdown(["", "H", *(f"S = {s}" for s in s_values)], lines) + "\n" + note
+
+
+def _beside_fastest(case: Rows) -> str:
+    own, others = _own_us(case), [row["us"] for row in case if _is_peer(row)]
+    return "" if own is None or not others else f"{microseconds(own)} ({min(others) / own:.2f}x)"
+
+
 def _is_floor(row: Mapping[str, Any]) -> bool:
     return bool(row["contender"] == FLOOR)
 
@@ -153,6 +172,8 @@ RENDERERS: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "cpu": ("cpu.json", cpu),
     "gpu": ("h100.json", gpu),
     "gpu_h200": ("h200.json", gpu),
+    "heads": ("heads.json", heads),
+    "rows": ("rows.json", heads),
     "quantize": ("quantize.json", quantize),
     "tiles": ("tiles.json", tiles),
 }

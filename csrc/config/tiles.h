@@ -132,7 +132,7 @@ constexpr Tile tile_of(const char* symbol, Op op, int m, int n, int k, int stage
 
 #define MLA_FP8_BMM_TILES(X)           \
   X(bmm_k128, 128, 1, 1, 2, 16, 4, 0)  \
-  X(bmm_m64, 0, 4, 1, 2, 16, 2, 1.08f) \
+  X(bmm_m64, 0, 4, 1, 2, 16, 2, 1.11f) \
   X(bmm_m128, 0, 4, 2, 2, 16, 1, 0)    \
   X(bmm_unaligned, 0, 4, 1, 2, 1, 2, 0)
 
