@@ -101,7 +101,8 @@ def test_op_out_compiled_with_reduce_overhead_gives_the_eager_bits(rng, device, 
             for view, buffer, expected in zip(views.values(), buffers, want, strict=True):
                 helpers.assert_same_bits(view, expected)
                 helpers.assert_untouched_outside(buffer, view)
-    assert counters["inductor"]["cudagraph_skips"] == 1
+    if device == "cuda":
+        assert counters["inductor"]["cudagraph_skips"] >= 1
 
 
 def compiled_body(function, *arguments):
