@@ -33,7 +33,7 @@ lint: .venv/.built
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
-	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu*' | xargs .venv/bin/clang-format --dry-run -Werror
+	find csrc examples -name '*.h' -o -name '*.cpp' -o -name '*.cu*' | xargs .venv/bin/clang-format --dry-run -Werror
 
 bench: $(SETUP)
 	$(PYTHON) benchmarks/$(if $(shell command -v nvidia-smi),gpu,cpu).py $(ARGS)

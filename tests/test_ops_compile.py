@@ -1,16 +1,23 @@
 """Compiled and exported programs give the eager bits, for every number of tokens, without compiling again."""
 
+import re
+
 import helpers
 import pytest
 import torch
 from cases import CASE, OPS, each_case
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.utils import counters
+from torch._inductor.utils import run_and_get_code
 
 # torch.compile specializes on 0 and 1, so those compile once more. 6 comes first because neither it nor ceil4(6) equals
 # another extent: Dynamo takes equal extents of a first call for the same one.
 TOKENS = (6, 2, 3, 64, 300)
 # Inductor asks whether an output is dense, and v_scale with strides (1, ceil4(S)) is where S is a multiple of 4.
 MOST_COMPILES_WITH_V_SCALE = 2
+# What does work in a program that Inductor wrote: an op, or a kernel of its own.
+WORK = re.compile(r"torch\.ops\.[\w.]+\(|\baten\.[\w.]+\(|extern_kernels\.\w+\(|\w+_fused_\w+")
+RUNS_TO_REPLAY = 3  # reduce-overhead warms up, records a CUDA graph, replays it
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +69,76 @@ def test_op_compiled_takes_edge_sizes(rng, device, case, s):
         arguments = case.arguments(rng, tokens, 3, device=device)
         got = compiled(**arguments)
         assert_same(got if isinstance(got, tuple) else (got,), case.call(arguments))
+
+
+@each_case
+def test_op_compiled_with_reduce_overhead_gives_the_eager_bits(rng, device, case):
+    counters.clear()
+    compiled = torch.compile(lambda **arguments: case.functional(**arguments), fullgraph=True, dynamic=True,
+                             mode="reduce-overhead")  # fmt: skip
+    for s in (*TOKENS, 1, 0):
+        for _ in range(RUNS_TO_REPLAY):
+            arguments = case.arguments(rng, s, 3, device=device)
+            torch.compiler.cudagraph_mark_step_begin()
+            got = compiled(**arguments)
+            assert_same(got if isinstance(got, tuple) else (got,), case.call(arguments))
+    if device == "cuda":
+        assert counters["inductor"]["cudagraph_skips"] == 0
+
+
+@each_case
+def test_op_out_compiled_with_reduce_overhead_gives_the_eager_bits(rng, device, case):
+    """Inductor makes no CUDA graph of a graph that writes to its inputs: bits and no more are what this mode gives."""
+    counters.clear()
+    compiled = torch.compile(lambda **arguments: case.out(**arguments), fullgraph=True, dynamic=True,
+                             mode="reduce-overhead")  # fmt: skip
+    for s in TOKENS:
+        for _ in range(RUNS_TO_REPLAY):
+            arguments = case.arguments(rng, s, 3, device=device)
+            want = case.call(arguments)
+            views, buffers = case.out_views(want)
+            compiled(**arguments, **views)
+            for view, buffer, expected in zip(views.values(), buffers, want, strict=True):
+                helpers.assert_same_bits(view, expected)
+                helpers.assert_untouched_outside(buffer, view)
+    if device == "cuda":
+        assert counters["inductor"]["cudagraph_skips"] >= 1
+
+
+def compiled_body(function, *arguments):
+    """The calls that Inductor writes for `function`, as Python text."""
+    with torch._inductor.config.patch(force_disable_caches=True):
+        _, (code,) = run_and_get_code(torch.compile(function, fullgraph=True, dynamic=True), *arguments)
+    return code[code.index("def call(") : code.index("return (", code.index("def call("))]
+
+
+def assert_only_writes(case, body, allocations):
+    """Nothing runs but the writing overload, and no memory is allocated but `allocations` buffers."""
+    assert WORK.findall(body) == [f"torch.ops.mla_fp8.{case.op}.out("]
+    assert len(re.findall(r"\bempty\w*\(", body)) == allocations
+
+
+@each_case
+def test_op_out_compiled_writes_to_its_views_without_a_copy(rng, device, case):
+    arguments = case.arguments(rng, 6, 3, device=device)
+    views, _ = case.out_views(case.call(arguments))
+    body = compiled_body(lambda arguments, views: case.out(**arguments, **views), arguments, views)
+    assert_only_writes(case, body, allocations=0)
+
+
+@each_case
+def test_op_out_compiled_writes_into_a_buffer_of_its_graph_without_a_copy(rng, device, case):
+    """The buffer is wider than the output, as q is beside its rope columns; functionalization is undone in place."""
+
+    def program(arguments, like):
+        buffers = [x.new_empty(*x.shape[:-1], x.shape[-1] + 64) for x in like]
+        views = [buffer[..., : x.shape[-1]] for buffer, x in zip(buffers, like, strict=True)]
+        case.out(**arguments, **dict(zip(case.outs, views, strict=True)))
+        return buffers
+
+    arguments = case.arguments(rng, 6, 3, device=device)
+    body = compiled_body(program, arguments, case.call(arguments))
+    assert_only_writes(case, body, allocations=len(case.outs))
 
 
 class Decode(torch.nn.Module):
