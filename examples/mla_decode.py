@@ -30,6 +30,7 @@ from transformers import DeepseekV3Config, DynamicCache
 from transformers.models.deepseek_v3 import modeling_deepseek_v3 as deepseek
 
 from mla_fp8 import AbsorbedWeights, absorb_q, v_up
+from mla_fp8.attention import attend_latents
 from mla_fp8.checkpoint import INDEX_FILE, tensor_files
 from mla_fp8.kv_b_proj import decode_scale
 from mla_fp8.reference import FP8_MAX, GROUP
@@ -118,9 +119,8 @@ def decode_step(
     marks.append(now_us(x.device))
     q = absorb_q(q[..., :nope], weights.w_uk, weights.w_uk_scale, q_pe)
     marks.append(now_us(x.device))
-    keys = rearrange(cache[:, : position + 1], "s t c -> s 1 t c")
-    q = rearrange(q, "s h c -> s 1 h c")  # all heads share the latents, so they are rows of one product
-    o_latent = F.scaled_dot_product_attention(q, keys, keys[..., :lora], scale=layer.scaling)
+    latents = cache[:, : position + 1].split([lora, layer.qk_rope_head_dim], dim=-1)
+    o_latent = attend_latents(rearrange(q, "s h c -> s 1 h c"), *latents, scale=layer.scaling)
     marks.append(now_us(x.device))
     v = v_up(rearrange(o_latent, "s 1 h r -> s h r"), weights.w_uv, weights.w_uv_scale)
     marks.append(now_us(x.device))

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 import mla_fp8
+from mla_fp8.attention import attend_latents
 
 FUNCTIONS = {name: value for name, value in vars(mla_fp8).items() if name in mla_fp8.__all__}
+FUNCTIONS |= {"attend_latents": attend_latents}
 
 
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))

@@ -1,0 +1,66 @@
+"""Attention over MLA's latent cache: one function for every caller, whatever runs underneath."""
+
+import torch
+from torch import Tensor
+
+from mla_fp8.kv_b_proj import require
+
+
+def attend_latents(q: Tensor, kv_latent: Tensor, k_pe: Tensor, mask: Tensor | None = None, *, scale: float) -> Tensor:
+    """Attend from absorbed queries to latents, which all heads share as keys and as values.
+
+    o_latent[b, s, h] = sum over t of softmax_t(scale * q[b, s, h] · [kv_latent, k_pe][b, t]) * kv_latent[b, t].
+
+    Args:
+        q: [B, S, H, R+P] bf16, fp16 or fp32: latent columns, then rope columns, as `absorb_q` writes them.
+        kv_latent: [B, T, R] of q's dtype, any strides: the cached latents.
+        k_pe: [B, T, P] of q's dtype, any strides: the cached rope keys. A cache [B, T, R+P] is split into these views.
+        mask: [B or 1, H or 1, S, T], True or 0 where token t is seen; a float mask is added. None: every t is seen.
+        scale: the softmax scale of the model; YaRN models scale by more than (D+P)^-0.5.
+
+    Returns:
+        [B, S, H, R] of q's dtype, contiguous. Logits and softmax are fp32.
+
+    Raises:
+        ValueError: ranks, extents that disagree, dtypes that differ; mask's shape.
+
+    Notes: a query that sees no token at all gets the mean of the latents, which is finite, not NaN. Traced whole by
+    torch.compile.
+
+    Source: DeepSeek-V2 paper (arXiv:2405.04434), appendix C.
+
+    Example:
+        >>> cache = torch.randn(2, 9, 576, dtype=torch.bfloat16)
+        >>> q = torch.randn(2, 1, 16, 576, dtype=torch.bfloat16)
+        >>> attend_latents(q, *cache.split([512, 64], dim=-1), scale=192**-0.5).shape
+        torch.Size([2, 1, 16, 512])
+    """
+    where = "attend_latents"
+    for name, tensor, rank in (("q", q, 4), ("kv_latent", kv_latent, 3), ("k_pe", k_pe, 3)):
+        require(tensor.dim() == rank, where, name, f"have {rank} dimensions", list(tensor.shape))
+        require(tensor.dtype == q.dtype, where, name, f"be {q.dtype} as q is", tensor.dtype)
+    (batch, queries, heads, width), (tokens, lora) = q.shape, kv_latent.shape[1:]
+    for name, tensor, shape in (
+        ("kv_latent", kv_latent, [batch, tokens, lora]),
+        ("k_pe", k_pe, [batch, tokens, width - lora]),
+    ):
+        require(list(tensor.shape) == shape, where, name, f"be {shape}", list(tensor.shape))
+
+    rows = q.reshape(batch, queries * heads, width)  # every head reads the same latents
+    logits = _product(rows[..., :lora], kv_latent.mT) + _product(rows[..., lora:], k_pe.mT)
+    logits = (logits * scale).view(batch, queries, heads, tokens)
+    if mask is not None:
+        shapes = (batch, 1), (heads, 1), (queries,), (tokens,)
+        ok = mask.dim() == 4 and all(extent in allowed for extent, allowed in zip(mask.shape, shapes, strict=True))
+        require(ok, where, "mask", f"broadcast to {[batch, heads, queries, tokens]}", list(mask.shape))
+        lowest, mask = torch.finfo(torch.float32).min, mask.transpose(1, 2)  # a whole row of -inf would be NaN
+        logits = logits.masked_fill(~mask, lowest) if mask.dtype == torch.bool else (logits + mask).clamp_min(lowest)
+    weights = logits.softmax(-1).view(batch, queries * heads, tokens)
+    return _product(weights.to(q.dtype), kv_latent).to(q.dtype).view(batch, queries, heads, lora)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """[B, M, K] x [B, K, N] -> fp32 [B, M, N], accumulated in fp32."""
+    if a.is_cuda and a.dtype != torch.float32:
+        return torch.bmm(a, b, out_dtype=torch.float32)
+    return torch.bmm(a.float(), b.float())

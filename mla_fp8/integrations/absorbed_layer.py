@@ -1,0 +1,102 @@
+"""What an enabled MLA layer holds: its two absorbed products, and when they are the cheaper way."""
+
+import functools
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mla_fp8.kv_b_proj import E4M3
+from mla_fp8.ops import absorb_q, v_up
+from mla_fp8.weights import AbsorbedWeights
+
+ACTIVATIONS = (torch.bfloat16, torch.float16)  # what the ops take
+DIMS = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+# A multiplication of the absorbed way, whose rows are wider and whose logits are fp32, costs this many of the expanded
+# way's. Measured on a CPU in bf16: the ways break even at 37, 85, 85 and 110 queries on 128, 512, 2048 and 8192 tokens
+# with 16 heads, at 95 and 110 on 512 and 2048 with 128 heads; this rule says 46, 77, 93 and 98. No GPU was measured.
+ABSORBED_COST = 1.5
+
+
+class AbsorbedLayer:
+    """The interface that attention sees; `layer` is the attention module, with transformers' attribute names."""
+
+    prefill_threshold: int | None
+    previous: str  # the attention implementation to go back to
+
+    def absorb(self, layer: Any, query: Tensor) -> Tensor:
+        """[B, H, S, D+P] -> [B, S, H, R+P]"""
+        raise NotImplementedError
+
+    def up(self, layer: Any, o_latent: Tensor) -> Tensor:
+        """[B, S, H, R] -> [B, S, H, V]"""
+        raise NotImplementedError
+
+    def expand(self, layer: Any, kv_nope: Tensor, k_rot: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents [B, 1, T, R] and [B, 1, T, P] -> keys [B, H, T, D+P] and values [B, H, T, V]."""
+        return type(layer).expand_kv(layer, kv_nope, k_rot)
+
+    def takes(self, layer: Any, query: Tensor, kv_nope: Tensor) -> bool:
+        """Whether these queries run absorbed."""
+        if self.prefill_threshold is not None:
+            return query.shape[2] < self.prefill_threshold
+        return absorbed_is_cheaper(query.shape[2], kv_nope.shape[2], *(getattr(layer, dim) for dim in DIMS))
+
+
+class ExactLayer(AbsorbedLayer, nn.Module):
+    """Plain products with kv_b_proj's own weights, in their dtype; nothing is copied."""
+
+    def absorb(self, layer: Any, query: Tensor) -> Tensor:
+        q_nope, q_pe = query.split([layer.qk_nope_head_dim, layer.qk_rope_head_dim], dim=-1)
+        return torch.cat([q_nope @ self.heads(layer)[0], q_pe], dim=-1).transpose(1, 2)
+
+    def up(self, layer: Any, o_latent: Tensor) -> Tensor:
+        return torch.einsum("bshr,hvr->bshv", o_latent, self.heads(layer)[1])
+
+    def heads(self, layer: Any) -> tuple[Tensor, Tensor]:
+        """W_UK [H, D, R] and W_UV [H, V, R], views."""
+        dims = [layer.qk_nope_head_dim, layer.v_head_dim]
+        w_uk, w_uv = layer.kv_b_proj.weight.view(-1, sum(dims), layer.kv_lora_rank).split(dims, dim=1)
+        return w_uk, w_uv
+
+
+class Fp8Layer(AbsorbedLayer, AbsorbedWeights):
+    """The package's ops. A submodule of the layer, so that it moves with it, but never in a state_dict."""
+
+    def absorb(self, layer: Any, query: Tensor) -> Tensor:
+        q = query.transpose(1, 2).flatten(0, 1)  # [B*S, H, D+P], a view where B or S is 1
+        q_nope, q_pe = q.split([layer.qk_nope_head_dim, layer.qk_rope_head_dim], dim=-1)
+        return absorb_q(q_nope, self.w_uk, self.w_uk_scale, q_pe).unflatten(0, (query.shape[0], query.shape[2]))
+
+    def up(self, layer: Any, o_latent: Tensor) -> Tensor:
+        return v_up(o_latent.flatten(0, 1), self.w_uv, self.w_uv_scale).unflatten(0, o_latent.shape[:2])
+
+    def expand(self, layer: Any, kv_nope: Tensor, k_rot: Tensor) -> tuple[Tensor, Tensor]:
+        if layer.kv_b_proj.weight.dtype != E4M3:
+            return super().expand(layer, kv_nope, k_rot)
+        w_uk, w_uv = (w.to(kv_nope.dtype) for w in self.dequantize())  # transformers' FP8Linear would fetch a kernel
+        k_rot = k_rot.expand(-1, self.num_heads, -1, -1)
+        return torch.cat([kv_nope @ w_uk.mT, k_rot], dim=-1), kv_nope @ w_uv.mT
+
+    def takes(self, layer: Any, query: Tensor, kv_nope: Tensor) -> bool:
+        if query.dtype in ACTIVATIONS:
+            return super().takes(layer, query, kv_nope)
+        warn_once(f"mla_fp8: the ops take bfloat16 and float16, got {query.dtype}: enabled layers run expanded")
+        return False
+
+    def _save_to_state_dict(self, *_: Any) -> None: ...
+
+    def _load_from_state_dict(self, *_: Any) -> None: ...
+
+
+def absorbed_is_cheaper(queries: int, tokens: int, lora: int, nope: int, rope: int, v_dim: int) -> bool:
+    """Whether S queries on T cached tokens cost less absorbed than expanded, counted in multiplications of a head."""
+    absorbed = queries * (nope + v_dim) * lora + queries * tokens * (2 * lora + rope)
+    expanded = tokens * (nope + v_dim) * lora + queries * tokens * (nope + rope + v_dim)
+    return ABSORBED_COST * absorbed <= expanded
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
