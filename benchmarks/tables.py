@@ -76,13 +76,15 @@ def gpu(rows: Rows) -> str:
 
 
 def heads(rows: Rows) -> str:
-    """Per side and H: ours over S; in brackets what it is faster by than the fastest other, Triton and the floor aside."""
+    """Per side and H, ours over S; in brackets, what it is faster by than the fastest other but Triton."""
     timed = [row for row in rows if row.get("us")]
     s_values = sorted({row["s"] for row in timed})
     lines: list[list[str]] = []
     for side, title in SIDE_TITLES.items():
         for count in sorted({row["heads"] for row in timed if row["side"] == side}):
-            by_s = [[row for row in timed if (row["side"], row["heads"], row["s"]) == (side, count, s)] for s in s_values]
+            by_s = [
+                [row for row in timed if (row["side"], row["heads"], row["s"]) == (side, count, s)] for s in s_values
+            ]
             lines += [[title, str(count), *(_beside_fastest(case) for case in by_s)]]
     origin = ", ".join(str(timed[0].get(key)) for key in ("gpu", "torch", "commit", "date"))
     note = f"µs, median, weights cold; in brackets, the fastest other's time over ours. {origin}.\n"

@@ -154,3 +154,27 @@ def test_gemm_cuda_deterministic(rng):
     for _ in range(10):
         assert_same_bits(OPS.absorb_q(q, *absorb_weight), first[0])
         assert_same_bits(OPS.v_up(o_latent, *v_weight), first[1])
+
+
+@pytest.mark.skipif("torch.cuda.device_count() < 2", reason="needs two GPUs")
+@pytest.mark.parametrize("s", [1, 64, 2000])
+def test_gemm_cuda_runs_on_its_inputs_devices(rng, s):
+    """In one process, in turn and at once, whatever the current device."""
+    absorb_weight, v_weight = make_absorb_weight(rng), make_v_weight(rng)
+    q, o_latent = random_q(s, 128), random_q(s, 128, width=LATENT)
+    want = OPS.absorb_q(q, *absorb_weight), *v_all(o_latent, v_weight, torch.tensor(0.05, device="cuda:0"))
+
+    def on(device):
+        there = [tensor.to(device) for tensor in (q, o_latent, *absorb_weight, *v_weight)]
+        weights = tuple(there[2:4]), tuple(there[4:6])
+        return lambda: (
+            OPS.absorb_q(there[0], *weights[0]),
+            *v_all(there[1], weights[1], torch.tensor(0.05, device=device)),
+        )
+
+    calls = [on("cuda:0"), on("cuda:1")]
+    for _ in range(3):
+        for results in [call() for call in calls]:
+            for got, one in zip(results, want, strict=True):
+                assert_same_bits(got.to("cuda:0"), one)
+        assert torch.cuda.current_device() == 0
