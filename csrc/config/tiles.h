@@ -108,7 +108,7 @@ constexpr Tile tile_of(const char* symbol, Op op, int m, int n, int k, int stage
 // X(symbol, warpgroups, chunks of 128 columns a warpgroup, output bytes, CTAs an SM, start µs)
 #define MLA_FP8_ABSORB_Q_SHARED_TILES(X) \
   X(absorb_q_n512, 2, 2, 2, 2, -0.1f)    \
-  X(absorb_q_n512_e4m3, 2, 2, 1, 2, 0)
+  X(absorb_q_n512_e4m3, 2, 2, 1, 2, 0.11f)
 
 // absorb_q with D = 128 and many rows: bursts of tiles of 64 rows and 512 columns, read and written in phases.
 // X(symbol, output bytes, start µs)
