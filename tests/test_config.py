@@ -27,6 +27,13 @@ def problem(op: Op, **extents: int) -> Problem:
     return Problem(op=op, **(defaults | extents))
 
 
+def test_phased_tile_where_all_ctas_run_at_once_only():
+    """A CTA an SM: with one head more than SMs, some would wait for others that cannot have begun."""
+    num_sms = Device().num_sms
+    assert select_config(problem(Op.absorb_q, s=600, heads=num_sms)).tile.phased
+    assert not select_config(problem(Op.absorb_q, s=600, heads=num_sms + 1)).tile.phased
+
+
 def test_walk_finds_a_fitting_candidate_for_a_million_problems(record_property):
     report = _config.walk_random(WALKED_PROBLEMS)
     hit_ns, miss_ns = _config.time_memo(100_000)

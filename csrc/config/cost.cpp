@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/phases.h"
+
 namespace mla_fp8 {
 namespace {
 
@@ -12,6 +14,8 @@ constexpr double kScaleBytes = 4;           // fp32
 constexpr int kMaxThreads = 1024;           // of a CTA
 constexpr double kMixedDram =
     0.9;          // of DRAM's speed, where a launch writes more than it reads and does both at any time
+constexpr double kVainWaitUs =
+    phases::kPatienceCycles / 1.75e3;  // of a phased launch whose CTAs are not all there at once
 constexpr int kLoadsInFlight = 8;           // of a thread: 32 registers of 16-byte loads
 
 constexpr int least_align_bytes(Op op) { return op == Op::kBmm ? 1 : 2; }  // what the least aligned problem has
@@ -152,7 +156,9 @@ Cost add_cost(Config& config, const Problem& p, const Device& d) {
   const double l2_us = l2_bytes / (d.l2_gbps * kBytesPerUsPerGbps);
   const double overlapped_us = std::sqrt(dram_us * dram_us + l2_us * l2_us + sm_us * sm_us + mma_us * mma_us);
   const double serial_us = (sm_ctas * tiles_per_cta - 1) * tile.serial_us;
-  config.modelled_us = d.launch_us + d.latency_us + tile.start_us + std::max(overlapped_us, serial_us);
+  const bool waits_in_vain = tile.phased && config.grid_x > static_cast<int64_t>(d.num_sms) * config.ctas_per_sm;
+  config.modelled_us = (waits_in_vain ? kVainWaitUs : 0) + d.launch_us + d.latency_us + tile.start_us +
+                       std::max(overlapped_us, serial_us);
   return {dram_us, l2_us, std::max(sm_us, serial_us), mma_us};  // the largest is what bounds the tile
 }
 

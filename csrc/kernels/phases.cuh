@@ -14,8 +14,6 @@ namespace mla_fp8::phases {
 // Arrivals, ever. Every launch adds a multiple of its grid, so a counter that serves grids of one size only stands at a multiple of it between launches.
 __device__ u64 arrivals[kMaxGrid + 1][kSlots];
 
-inline constexpr u32 kPatienceCycles = 40000;  // 23 µs: a phase takes up to 20
-
 struct Barrier {
   u64* counter;
   bool patient;
