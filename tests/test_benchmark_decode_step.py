@@ -1,6 +1,8 @@
 """benchmarks/decode_step.py without a GPU: what it checks, what it says of backends that are not there, its table."""
 
+import itertools
 import sys
+import types
 from dataclasses import asdict
 from pathlib import Path
 
@@ -58,6 +60,62 @@ def test_check_says_what_is_not_installed_and_what_fails(monkeypatch):
     assert rows["flash_mla"].status == "not installed" and "sgl-flash-mla" in rows["flash_mla"].reason
     assert (rows["flashinfer"].status, rows["flashinfer"].reason) == ("failed", "RuntimeError: needs another GPU")
     assert rows["torch"].status == "ok"
+
+
+def on_pages(q, pages, table, lengths, scale):
+    """Attention over a cache [pages, 64, 576] in fp64, by each sequence's row of page numbers."""
+    results = []
+    for one, numbers, length in zip(q, table, lengths, strict=True):
+        keys = pages[numbers.long()].flatten(0, 1)[:length].double()
+        results.append(((one.double() @ keys.T) * scale).softmax(-1) @ keys[:, :512])
+    return torch.stack(results).to(q.dtype)
+
+
+class FakeFlashMLA(types.ModuleType):
+    """Takes what flash_mla.flash_mla_with_kvcache documents for dense decoding, and checks it."""
+
+    def get_mla_metadata(self, *_, **__):
+        return "schedule", None
+
+    def flash_mla_with_kvcache(
+        self, q, k_cache, block_table, cache_seqlens, head_dim_v, tile_scheduler_metadata, num_splits=None,
+        softmax_scale=None, causal=False, is_fp8_kvcache=None, use_legacy=False,
+    ):  # fmt: skip
+        assert use_legacy and not causal and (tile_scheduler_metadata, num_splits) == ("schedule", None)
+        assert q.is_contiguous() and q.shape[1] == 1 and k_cache.shape[1:] == (64, 1, 576) and head_dim_v == 512
+        assert block_table.dtype == cache_seqlens.dtype == torch.int32
+        return on_pages(q[:, 0], k_cache[:, :, 0], block_table, cache_seqlens, softmax_scale).unsqueeze(1), None
+
+
+class FakeFlashInfer(types.ModuleType):
+    """The same of flashinfer.mla.BatchMLAPagedAttentionWrapper."""
+
+    class BatchMLAPagedAttentionWrapper:
+        def __init__(self, float_workspace_buffer):
+            assert float_workspace_buffer.numel() == 128 << 20
+
+        def plan(
+            self, qo_indptr, kv_indptr, kv_indices, kv_len_arr, num_heads, head_dim_ckv, head_dim_kpe, page_size,
+            causal, sm_scale, q_data_type, kv_data_type,
+        ):  # fmt: skip
+            assert (head_dim_ckv, head_dim_kpe, page_size, causal) == (512, 64, 64, False)
+            assert q_data_type == kv_data_type == torch.bfloat16 and len(qo_indptr) == len(kv_len_arr) + 1
+            assert {x.dtype for x in (qo_indptr, kv_indptr, kv_indices, kv_len_arr)} == {torch.int32}
+            table = [kv_indices[begin:end] for begin, end in itertools.pairwise(kv_indptr)]
+            self.plans = table, kv_len_arr, sm_scale, num_heads
+
+        def run(self, q_nope, q_pe, ckv_cache, kpe_cache, out=None):
+            table, lengths, scale, heads = self.plans
+            assert q_nope.shape[1] == heads and out.shape == q_nope.shape
+            q, pages = torch.cat([q_nope, q_pe], -1), torch.cat([ckv_cache, kpe_cache], -1)
+            out.copy_(on_pages(q, pages, table, lengths, scale))
+
+
+@pytest.mark.parametrize("name, fake", [("flash_mla", FakeFlashMLA), ("flashinfer", FakeFlashInfer)])
+def test_libraries_get_what_they_document(monkeypatch, name, fake):
+    monkeypatch.setattr(attention_backends, "load", fake)
+    row = checked([name]).rows[name]
+    assert row.status == "ok" and row.relative_error < decode_case.ATTENTION_TOLERANCE, row
 
 
 @pytest.mark.parametrize("fault", ["scale", "last sequence", "rope", "nothing written"])
