@@ -1,9 +1,13 @@
 """Fixtures that every test shares: the device, the two activation dtypes, and a fresh random generator."""
 
+import os
 import secrets
+import sys
+import textwrap
 import zlib
 
 import hypothesis
+import processes
 import pytest
 import torch
 
@@ -19,6 +23,14 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "gpu: needs a CUDA device of compute capability 9.0")
     if config.option.seed is None:
         config.option.seed = secrets.randbelow(2**31)
+    config.addinivalue_line("markers", "xdist_group(name): what pytest-xdist runs in one worker with --dist loadgroup")
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1:  # threads and compilers of all workers together are as many as the cores
+        share = max(1, len(os.sched_getaffinity(0)) // workers)
+        torch.set_num_threads(share)
+        for name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):
+            os.environ.setdefault(name, str(share))  # of child processes, and of torch.compile, which reads it later
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here asks a network, and a look-up may take minutes to fail
     # Without -m, a machine without a GPU leaves the gpu tests out; `-m gpu` there fails instead of passing silently.
     if not config.option.markexpr and not torch.cuda.is_available():
         config.option.markexpr = "not gpu"
@@ -44,3 +56,16 @@ def rng(request):
     seed = request.config.option.seed ^ zlib.crc32(request.node.nodeid.encode())
     print(f"generator seed {seed}, from --seed={request.config.option.seed}")
     return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def run_python(tmp_path):
+    """Runs code in a process of its own, away from the checkout, where `import mla_fp8` finds the installed package."""
+
+    def run(code: str) -> None:
+        paths = [os.path.dirname(__file__), os.environ.get("PYTHONPATH")]  # the modules that tests share are there
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        result = processes.run([sys.executable, "-c", textwrap.dedent(code)], cwd=tmp_path, env=environment)
+        assert result.returncode == 0, result.stderr
+
+    return run

@@ -2,6 +2,7 @@
 
 import copy
 import doctest
+import os
 import sys
 from pathlib import Path
 
@@ -148,6 +149,12 @@ def check_example_of_docstring(mesh, name):
     with torch.device(mesh.device_type):
         results = doctest.DocTestRunner().run(example)
     assert results.attempted == 4 and results.failed == 0
+
+
+def end(mesh, rank):
+    """As a crash does."""
+    if mesh.get_rank() == rank:
+        os._exit(3)
 
 
 def check_layer(mesh, seed):

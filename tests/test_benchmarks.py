@@ -1,10 +1,10 @@
 """The parts of the GPU benchmark that need no GPU: bytes, checks, tables. Own ops and torch.bmm run on the CPU."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 
@@ -155,12 +155,12 @@ def test_cpu_table_reads_the_file_of_the_cpu_benchmark(tmp_path):
 
 def test_readme_has_the_measured_tables():
     command = [sys.executable, str(ROOT / "benchmarks" / "tables.py"), "--check"]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = processes.run(command)
     assert result.returncode == 0, result.stdout
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_benchmark_says_that_it_needs_a_gpu():
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--quick"]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = processes.run(command)
     assert result.returncode == 2 and "needs a CUDA device" in result.stdout

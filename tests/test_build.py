@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def _find_torch(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs find_torch.py with nothing in the environment but what is given."""
     command = [sys.executable, *options, str(ROOT / "build_support" / "find_torch.py")]
-    return subprocess.run(command, env={"PATH": "", **environment}, capture_output=True, text=True)
+    return subprocess.run(command, env={"PATH": "", **environment}, capture_output=True, text=True, timeout=60)
 
 
 def test_build_finds_the_target_environments_torch() -> None:

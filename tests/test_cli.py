@@ -147,7 +147,7 @@ def test_docstring_example_runs():
 
 def test_module_runs_as_a_program():
     command = [sys.executable, "-m", "mla_fp8", "explain", "--op", "absorb_q", "--s", "17", "--heads", "128"]
-    ran = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120, check=False)
+    ran = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=60, check=False)
     assert ran.returncode == 0, ran.stderr
     assert "is selected" in ran.stdout
     assert ESCAPE not in ran.stdout

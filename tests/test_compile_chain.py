@@ -1,11 +1,11 @@
 """A whole decode layer around the ops compiles into one graph: examples/compile_layer.py, and what it cannot show."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import helpers
+import processes
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -98,7 +98,7 @@ def test_v_up_quantized_compiled_with_its_consumer_compiles_once(rng, device):
 def test_example_compile_layer_runs(device):
     environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
     command = [sys.executable, EXAMPLES / "compile_layer.py"]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    result = processes.run(command, env=environment)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count(f" on {device}: compiled against eager") == 4
     assert len((EXAMPLES / "compile_layer.py").read_text().splitlines()) <= 60

@@ -2,15 +2,15 @@
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 import sharded
 import torch
 from cases import CASES, each_case
-from ranks import Ranks
+from ranks import LOOPBACK, Ranks
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -19,6 +19,7 @@ RANKS = 2
 # ranks make that 1.7e-3 * sqrt(9), and twice that leaves room for last bits that FP8 moves further.
 MOST_ERROR = 1e-2
 SPLIT_BY_TOKEN = [case for case in CASES if case.op in ("absorb_q", "v_up", "v_up_quantized")]
+pytestmark = pytest.mark.xdist_group("distributed")  # one set of ranks, not one in every worker
 by_token = pytest.mark.parametrize("case", SPLIT_BY_TOKEN, ids=str)
 
 
@@ -97,13 +98,20 @@ def test_register_shardings_example_runs(ranks):
     ranks.run(sharded.check_example_of_docstring, "register_shardings")
 
 
+def test_ranks_report_the_one_that_ends(ranks):
+    with pytest.raises(pytest.fail.Exception, match="rank 1 ended in end with exit code 3"):
+        ranks.run(sharded.end, 1)
+
+
 def test_example_mla_decode_tp_equals_one_rank(device):
     """On 1, 2, 4 or 8 GPUs, or two processes on the CPU; each rank prints how far it is from the whole layer."""
     count = 1 << torch.cuda.device_count().bit_length() - 1 if device == "cuda" else RANKS  # must divide 16 heads
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | LOOPBACK
+    if device == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""
     script = EXAMPLES / "mla_decode_tp.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", script]
-    result = subprocess.run([*command, "--steps", "4"], env=environment, capture_output=True, text=True, timeout=300)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    result = processes.run([*torchrun, f"--nproc-per-node={count}", script, "--steps", "4"], env=environment)
     assert result.returncode == 0, result.stdout + result.stderr
     steps = re.findall(r"rank (\d) of (\d) on (\w+)\S*: (\d+) heads, [\d.]+ µs a step, error (\S+),", result.stdout)
     assert sorted(step[:4] for step in steps) == [

@@ -24,7 +24,8 @@ def fake_driver(tmp_path_factory):
     path = tmp_path_factory.mktemp("fake") / "libcuda.so.1"
     compiler = os.environ.get("CXX", "g++")
     source = Path(__file__).with_name("fake_cuda.cpp")
-    subprocess.run([compiler, "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", path, source], check=True)
+    command = [compiler, "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", path, source]
+    subprocess.run(command, check=True, timeout=60)
     return path
 
 
@@ -56,7 +57,7 @@ def warm_up(fake_driver, tmp_path):
         """)
         environment = os.environ | {"FAKE_CAPABILITY": "90"} | {f"FAKE_{k.upper()}": v for k, v in settings.items()}
         result = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120
+            [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=60
         )
         assert result.returncode == 0, result.stderr
         lines = [line.strip() for line in result.stdout.splitlines()]

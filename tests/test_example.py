@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from safetensors import safe_open
@@ -45,7 +46,7 @@ def move_to_layer(directory: Path, layer: int) -> None:
 
 def run(*arguments) -> subprocess.CompletedProcess:
     command = [sys.executable, SCRIPT, "--steps", STEPS, "--batch", 2, *arguments]
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
+    return processes.run(command)
 
 
 def test_example_decodes_the_layer_it_builds(example):

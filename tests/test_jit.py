@@ -62,7 +62,7 @@ def test_jit_recovers_from_a_damaged_cache_file(cache, damage):
 def test_jit_key_changes_with_the_sources(cache, tmp_path, monkeypatch):
     jit.load(SMALL)
     copy = tmp_path / "csrc"
-    subprocess.run(["cp", "-r", str(jit.source_directory()), str(copy)], check=True)
+    subprocess.run(["cp", "-r", str(jit.source_directory()), str(copy)], check=True, timeout=60)
     monkeypatch.setattr(jit, "source_directory", lambda: copy)
     jit.load(SMALL)
     assert len(cached_files(cache)) == 1, "the same sources elsewhere are the same image"
@@ -83,9 +83,9 @@ def test_jit_processes_may_compile_at_once(cache):
     processes = [context.Process(target=_load_at_once, args=(barrier, queue)) for _ in range(3)]
     for process in processes:
         process.start()
-    images = [queue.get(timeout=120) for _ in processes]
+    images = [queue.get(timeout=60) for _ in processes]
     for process in processes:
-        process.join()
+        process.join(60)
     assert len(set(images)) == 1
     (path,) = cached_files(cache)
     assert path.suffix == ".cubin", "no temporary file is left"
@@ -129,7 +129,7 @@ def test_jit_callback_hands_over_memory_that_stays(cache, monkeypatch):
 
 def test_jit_compile_error_reaches_the_caller(cache, tmp_path, monkeypatch):
     copy = tmp_path / "csrc"
-    subprocess.run(["cp", "-r", str(jit.source_directory()), str(copy)], check=True)
+    subprocess.run(["cp", "-r", str(jit.source_directory()), str(copy)], check=True, timeout=60)
     (copy / "kernels" / "types.h").write_text("#error planted fault\n")
     monkeypatch.setattr(jit, "source_directory", lambda: copy)
     result, _, _, error = call_loader(SMALL.encode())
@@ -151,11 +151,11 @@ def test_jit_import_leaves_cuda_alone(tmp_path):
         import mla_fp8
         assert not {name for name in set(sys.modules) - before if name.split(".")[0] == "cuda"}
     """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, timeout=60)
 
 
 def test_jit_warm_up_without_a_gpu_says_so(tmp_path):
     command = [sys.executable, "-c", "from mla_fp8 import jit; jit.warm_up()"]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=60)
     assert result.returncode != 0 and result.stderr.splitlines()[-1].startswith("RuntimeError: ")

@@ -31,7 +31,7 @@ def library(config_module: Path) -> Path:
 
 
 def _output(*command: str | Path) -> str:
-    return subprocess.run([*map(str, command)], check=True, capture_output=True, text=True).stdout
+    return subprocess.run([*map(str, command)], check=True, capture_output=True, text=True, timeout=60).stdout
 
 
 def _dynamic(file: Path, tag: str) -> set[str]:

@@ -1,9 +1,5 @@
 """What quantize_q_nope does on a GPU beyond what test_quantize_q_nope.py asks of every device."""
 
-import subprocess
-import sys
-import textwrap
-
 import pytest
 import torch
 from cases import OPS
@@ -113,18 +109,6 @@ def test_quantize_q_nope_cuda_deterministic(rng):
     for _ in range(10):
         for got, want in zip(quantize_q_nope(q_nope), first, strict=True):
             assert_same_bits(got, want)
-
-
-@pytest.fixture
-def run_python(tmp_path):
-    """Runs code in a process of its own, away from the checkout, where `import mla_fp8` finds the installed package."""
-
-    def run(code: str) -> None:
-        command = [sys.executable, "-c", textwrap.dedent(code)]
-        result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-        assert result.returncode == 0, result.stderr
-
-    return run
 
 
 def test_quantize_q_nope_cuda_graph_capture_may_be_the_first_call(run_python):

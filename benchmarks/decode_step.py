@@ -1,0 +1,120 @@
+"""absorb_q, attention and v_up in one decode step: the time and the share of each.
+
+    python benchmarks/decode_step.py [--batch 1,32,128] [--context 1024,8192,32768] [--heads 128,16] [--json FILE]
+    python benchmarks/decode_step.py --backends torch,flash_mla       of torch, compiled, flash_mla, flashinfer
+    python benchmarks/decode_step.py --quick                          fewer shapes and replays
+
+    q_nope, q_pe -> absorb_q -> q [S,H,576] bf16 -> attention over latents [S,T,576] -> o_latent -> v_up -> v [S,H,128]
+
+Method as in gpu.py: a graph a part over buffers that together exceed L2 three times, all parts of a case in turn, the
+median and the 20th and 80th percentile. Shares are of the sum of the parts, with the fastest attention; `step` is that
+chain in one graph, where each part finds in L2 what the one before wrote. Everything is checked first: absorb_q and
+v_up against mla_fp8.reference, attention against fp64. A backend that is wrong or fails is a row that says so; status
+1: something was wrong, 3: an op of mla_fp8 failed.
+"""
+
+import argparse
+import importlib.metadata
+import itertools
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import timing
+import torch
+from attention_backends import BACKENDS, PACKAGES, PAGE, Shape
+from decode_case import OWN, Case, Part
+from measure import release
+from report import environment, microseconds, origin, write_json
+from rich.console import Console
+from rich.table import Table
+
+QUICK_REPLAYS = 10
+
+
+def show(console: Console, case: Case) -> None:
+    table = Table(title=str(case.shape), title_justify="left")
+    for column in ("part", "µs", "p20", "p80", "GB/s", "share"):
+        table.add_column(column, justify="left" if column == "part" else "right", overflow="fold")
+    for row in case.rows.values():
+        name = row.part if row.backend == OWN else f"{row.part}: {row.backend}"
+        if row.us is None:
+            table.add_row(f"{name}: {row.status}: {row.reason}", *[""] * 5, style="dim")
+            continue
+        share = "" if row.share is None else f"{row.share:.1%}"
+        table.add_row(name, *map(microseconds, (row.us, row.us_p20, row.us_p80)), f"{row.gbps:.0f}", share)
+    console.print(table)
+
+
+def versions() -> dict[str, str | None]:
+    """Of the packages that backends come with, as far as they are installed."""
+    installed: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            installed[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            installed[package] = None
+    return installed
+
+
+def integers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def names(text: str) -> list[str]:
+    chosen = text.split(",")
+    for name in chosen:
+        if name not in BACKENDS:
+            raise argparse.ArgumentTypeError(f"{name} is none of {', '.join(BACKENDS)}")
+    return chosen
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=integers, help="sequences (default 1,32,128; with --quick 1,32)")
+    parser.add_argument("--context", type=integers, help="tokens of each (default 1024,8192,32768; with --quick 1024)")
+    parser.add_argument("--heads", type=integers, default=[128, 16])
+    parser.add_argument("--backends", type=names, default=list(BACKENDS), help=f"of {','.join(BACKENDS)}")
+    parser.add_argument("--replays", type=int, default=timing.REPLAYS)
+    parser.add_argument("--quick", action="store_true", help="fewer shapes and replays")
+    parser.add_argument("--json", type=Path, help="write one JSON object a row")
+    parser.add_argument("--commit", help="for the JSON rows, where git cannot tell")
+    options = parser.parse_args()
+    options.batch = options.batch or ([1, 32] if options.quick else [1, 32, 128])
+    options.context = options.context or ([1024] if options.quick else [1024, 8192, 32768])
+    for context in options.context:
+        if context % PAGE or context < 1:
+            parser.error(f"--context must be a multiple of {PAGE}, got {context}")
+    return options
+
+
+def main() -> int:
+    options = arguments()
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    if not torch.cuda.is_available():
+        console.print("benchmarks/decode_step.py: needs a CUDA device")
+        return 2
+    facts = environment(options.commit) | versions()
+    rows: list[Part] = []
+    with torch.no_grad():
+        for heads, batch, context in itertools.product(options.heads, options.batch, options.context):
+            case = Case(Shape(batch, context, heads), options.backends)
+            case.check()
+            case.time(QUICK_REPLAYS if options.quick else options.replays)
+            show(console, case)
+            rows += case.rows.values()
+            if options.json:  # after every case: a run that is cut off keeps what it has
+                write_json(options.json, map(asdict, rows), facts)
+            del case
+            release()
+    console.print(origin(facts))
+    bad = [f"{row.part} {row.backend}: {row.status}" for row in rows if row.status in ("wrong", "failed")]
+    if bad:
+        console.print("\n".join(dict.fromkeys(bad)), style="bold red", markup=False)
+    if any(row.status == "wrong" for row in rows):
+        return 1
+    return 3 if any(row.status == "failed" and row.backend == OWN for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
