@@ -4,6 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+DEPENDENCIES = ("rich", "safetensors")  # of the package, which may have been installed without them
+MISSING = 2
 INTERRUPTED = 130  # as a shell reports it
 
 
@@ -20,11 +22,13 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given = parser().parse_args(arguments)
-    except ModuleNotFoundError as error:  # rich, where the package was installed without what it depends on
-        print(f"error: the command line needs {error.name}: pip install {error.name}", file=sys.stderr)
-        return 1
-    try:
         status: int = given.run(given)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in DEPENDENCIES:
+            raise
+        print(f"error: python -m mla_fp8 needs {package}: pip install {package}", file=sys.stderr)
+        status = MISSING
     except KeyboardInterrupt:
         status = INTERRUPTED
     return status
