@@ -1,6 +1,6 @@
 """Times absorb_q and v_up on the CPU against torch.bmm, and checks them against the reference first.
 
-    python benchmarks/cpu.py --s 1 16 128 --heads 128 --threads 2 --json cpu.json
+    python benchmarks/cpu.py --s 1 16 128 --heads 128 --threads 2 --json cpu.json --plot cpu.svg
 
 Weights take turns among several copies, as those of a model's layers do. Outside the timed call every contender gets
 its output allocated, and torch.bmm its activations converted and head-major and its weights dequantized; the FP8 ops
@@ -9,6 +9,8 @@ get what a model holds. The ratio is over the faster of the two fp32 rows. On a 
 
 import argparse
 import datetime
+import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -16,14 +18,13 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from report import output_of
+from report import again, progress, source_version
 from rich import box
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
@@ -31,6 +32,7 @@ import mla_fp8
 from mla_fp8 import reference
 
 OPS = {"absorb_q": (512, 128, "q_out"), "v_up": (128, 512, "v_out")}  # n and k of DeepSeek-V3, the output's name
+SIDES = {"front": "absorb_q", "back": "v_up"}  # as `python -m mla_fp8 bench` calls the ops
 PEER = "fp32 bmm"  # what the ratio column is over: the faster fp32 row
 TARGETS = {1: 0.5, 16: 0.8, 128: 1.0}  # S -> share of PEER's time
 TARGET_SETTING = (128, 2)  # heads, threads
@@ -63,6 +65,7 @@ class Row:
     gbps: float
     error: float
     ratio: float = 0.0  # ms over the faster fp32 bmm's
+    reproduce: str = ""  # the command that measures this case again
 
 
 def size_bytes(*tensors: Tensor) -> int:
@@ -110,7 +113,9 @@ def contenders(op: str, s: int, heads: int, copies: int) -> tuple[list[Contender
     return [own, *peers], want
 
 
-def measure(op: str, s: int, heads: int, copies: int, rounds: int) -> list[Row]:
+def measure(
+    op: str, s: int, heads: int, copies: int, rounds: int, tick: Callable[[], object] = lambda: None
+) -> list[Row]:
     entries, want = contenders(op, s, heads, copies)
     errors = [relative_error(entry.calls[0](), want) for entry in entries]
     for index, (entry, error) in enumerate(zip(entries, errors, strict=True)):
@@ -118,7 +123,8 @@ def measure(op: str, s: int, heads: int, copies: int, rounds: int) -> list[Row]:
         if not error < bound:
             raise ValueError(f"{entry.name} at S={s}: relative error must be below {bound}, got {error:.2e}")
     samples: list[list[float]] = [[] for _ in entries]
-    for turn in track(range(rounds), description=f"{op} S={s}", transient=True):
+    for turn in range(rounds):
+        tick()
         for entry, times in zip(entries, samples, strict=True):
             if len(times) >= MIN_SAMPLES and sum(times) > SLOW_MS:
                 continue
@@ -133,7 +139,10 @@ def measure(op: str, s: int, heads: int, copies: int, rounds: int) -> list[Row]:
         gbps = entry.bytes / ms / 1e6
         rows.append(Row(op, s, heads, entry.name, len(times), ms, p20, p80, min(times), gbps, error))
     fastest = min(row.ms for row in rows if row.contender.startswith(PEER))
-    return [Row(**{**asdict(row), "ratio": row.ms / fastest}) for row in rows]
+    side = next(side for side, one in SIDES.items() if one == op)
+    options = {"device": "cpu", "sides": side, "s": s, "heads": heads, "rounds": rounds}
+    command = again({**options, "threads": torch.get_num_threads()})
+    return [replace(row, ratio=row.ms / fastest, reproduce=command) for row in rows]
 
 
 def cpu_model() -> str:
@@ -155,7 +164,7 @@ def environment(threads: int) -> dict[str, object]:
         "threads": threads,
         "torch": torch.__version__,
         "mla_fp8": mla_fp8.__version__,
-        "commit": output_of(["git", "rev-parse", "HEAD"]),
+        "commit": source_version(["git", "rev-parse", "HEAD"]),
         "date": datetime.date.today().isoformat(),
     }
 
@@ -180,27 +189,37 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--op", nargs="+", choices=list(OPS), default=list(OPS))
     parser.add_argument("--s", nargs="+", type=int, default=list(TARGETS), help="tokens")
-    parser.add_argument("--heads", type=int, default=128)
+    parser.add_argument("--heads", nargs="+", type=int, default=[128])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=50, help="samples of each contender")
     parser.add_argument("--copies", type=int, default=4, help="of the weights, taken in turn")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows and where they come from")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw time over S (.svg or .png)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     console = Console()
+    if args.plot and importlib.util.find_spec("matplotlib") is None:
+        console.print("benchmarks/cpu.py: --plot needs matplotlib")
+        return 2
     where = environment(args.threads)
     rows: list[Row] = []
     try:
-        for op in args.op:
-            for s in args.s:
-                rows += (case := measure(op, s, args.heads, args.copies, args.rounds))
+        cases = list(itertools.product(args.op, args.heads, args.s))
+        with progress(console) as bar:
+            task = bar.add_task("", total=len(cases) * args.rounds)
+            for op, heads, s in cases:
+                bar.update(task, description=f"{op}  S={s} H={heads}")
+                rows += (case := measure(op, s, heads, args.copies, args.rounds, lambda: bar.advance(task)))
                 console.print(table_of(case, args.threads))
+                console.print(f"again: {case[0].reproduce}", style="dim", highlight=False, soft_wrap=True)
     except ValueError as error:
         console.print(f"wrong result: {error}", style="red")
         return 1
     console.print(", ".join(f"{key} {value}" for key, value in where.items()), style="dim")
     if args.json:
         args.json.write_text(json.dumps({**where, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+    if args.plot:
+        importlib.import_module("plot").draw_cpu(args.plot, rows)
     return 0
 
 

@@ -29,9 +29,9 @@ import plot
 import timing
 import torch
 from measure import Case, Row, WrongResult
-from report import environment, origin, show, write_json
+from report import again, environment, origin, progress, show, write_json
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 from sides import GROUPS, SIDES
 
 import mla_fp8  # noqa: F401  loads the ops
@@ -69,11 +69,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--compile-only", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--commit", help="for the JSON rows, where git cannot tell")
     return parser.parse_args()
-
-
-def progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description:<40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def compile_in_parallel(cases: list[Case], options: argparse.Namespace, bar: Progress) -> None:
@@ -117,6 +112,9 @@ def compare(options: argparse.Namespace, console: Console, facts: dict[str, str 
             case.tune(configs, options.quick)
             bar.update(timed, description=f"time {case.title}")
             measured = case.time(replays, stream_gbps, lambda: bar.advance(timed))
+            for row in measured:
+                where_row = {"device": "cuda", "sides": row.side, "s": row.s, "heads": row.heads, "rounds": replays}
+                row.reproduce = again(where_row) + " --quick" * options.quick
             show(console, measured, where)
             rows += measured
             if options.json:  # after every case: a long run that is cut off keeps what it has

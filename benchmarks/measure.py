@@ -43,6 +43,7 @@ class Row:
     percent_of_stream: float | None = None
     over_floor: float | None = None
     ratios: dict[str, float] = field(default_factory=dict)  # this time over each other contender's
+    reproduce: str = ""  # the command that measures this case again
 
 
 class WrongResult(Exception):

@@ -68,6 +68,27 @@ def _figure(rows: Sequence[Row], heads: int) -> Any:
     return figure
 
 
+def draw_cpu(path: Path, rows: Sequence[Any]) -> None:
+    """One panel an op and number of heads, ms over S, from the rows of benchmarks/cpu.py."""
+    matplotlib = importlib.import_module("matplotlib")
+    matplotlib.use("Agg")
+    pyplot = importlib.import_module("matplotlib.pyplot")
+    panels = list(dict.fromkeys((row.op, row.heads) for row in rows))
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(6.5 * len(panels), 4.1), squeeze=False)
+    for axis, (op, heads) in zip(axes[0], panels, strict=True):
+        of_panel = [row for row in rows if (row.op, row.heads) == (op, heads)]
+        for contender, style in _styles(of_panel).items():
+            line = sorted((row for row in of_panel if row.contender == contender), key=lambda row: row.s)
+            axis.plot([row.s for row in line], [row.ms for row in line], label=contender, **style)
+        axis.set_yscale("log")
+        axis.set(title=f"{op}, H = {heads}", ylabel="ms")
+        axis.legend(fontsize=8, frameon=False, loc="upper left")
+        _finish(axis, sorted({row.s for row in of_panel}))
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, bbox_inches="tight", dpi=100, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
 def _finish(axis: Any, s_values: Sequence[int]) -> None:
     axis.set_xscale("log")
     shown = [s for i, s in enumerate(s_values) if i == 0 or s >= 2 * s_values[i - 1]]
@@ -79,7 +100,7 @@ def _finish(axis: Any, s_values: Sequence[int]) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _styles(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+def _styles(rows: Sequence[Any]) -> dict[str, dict[str, Any]]:
     """A colour a family, a line style for each of its contenders; the floor black and dashed."""
     styles: dict[str, dict[str, Any]] = {}
     seen: dict[str, int] = {}

@@ -1,6 +1,7 @@
-"""Tables on the terminal and JSON lines, each with the machine and software that it was measured on."""
+"""Progress and tables on the terminal and JSON lines, each with the machine and software that it was measured on."""
 
 import datetime
+import importlib.metadata
 import json
 import shlex
 import subprocess
@@ -13,12 +14,16 @@ from typing import Any
 import torch
 from measure import FLOOR, Row
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+HERE = Path(__file__).parent
+WIDE_COLUMNS = 120  # a terminal narrower than this gets a table without lines and configurations
 
 
 def output_of(command: list[str]) -> str | None:
     try:
-        result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
+        result = subprocess.run(command, capture_output=True, text=True, cwd=HERE)
     except OSError:
         return None
     return result.stdout.strip() or None if result.returncode == 0 else None
@@ -26,15 +31,34 @@ def output_of(command: list[str]) -> str | None:
 
 def environment(commit: str | None = None) -> dict[str, str | None]:
     """What every JSON row says about its origin; `commit` for a checkout without its history."""
+    script = Path(sys.argv[0])
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "-i", "0"]
     return {
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         "driver": output_of(query),
         "torch": torch.__version__,
-        "commit": commit or output_of(["git", "describe", "--always", "--dirty", "--exclude=*"]),
+        "commit": commit or source_version(["git", "describe", "--always", "--dirty", "--exclude=*"]),
         "date": datetime.date.today().isoformat(),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", f"benchmarks/{script.name}", *sys.argv[1:]]),
     }
+
+
+def source_version(git: list[str]) -> str | None:
+    """What git says of this checkout; of an installed package, its version."""
+    if (HERE.parent / "pyproject.toml").is_file():
+        return output_of(git)
+    return f"mla_fp8 {importlib.metadata.version('mla_fp8')}"
+
+
+def again(options: Mapping[str, object]) -> str:
+    """The command that measures one table again: its contenders take turns, so none is measured alone."""
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return shlex.join(["python", "-m", "mla_fp8", "bench", *words])
+
+
+def progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description:<40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def origin(facts: Mapping[str, str | None]) -> str:
@@ -59,14 +83,18 @@ def microseconds(value: float | None) -> str:
     )
 
 
-def table(title: str, rows: Sequence[Row], where: str) -> Table:
+def table(title: str, rows: Sequence[Row], where: str, narrow: bool = False) -> Table:
     """One case: a line a contender, the fastest first; what did not run comes last, with the reason."""
     own = next((row for row in rows if row.ours and row.us is not None), None)
-    table = Table(title=title, title_justify="left", caption=where, caption_justify="left")
+    style: dict[str, Any] = {"box": None, "padding": (0, 2, 0, 0), "pad_edge": False} if narrow else {}
+    table = Table(title=title, title_justify="left", caption=where, caption_justify="left", **style)
     for column in ("contender", "µs", "p20", "p80", "GB/s", "% of stream", "over floor", "over ours"):
-        table.add_column(column, justify="left" if column == "contender" else "right", overflow="fold")
+        heading = column.replace("over ", "over\n").replace("% of ", "% of\n") if narrow else column
+        table.add_column(heading, justify="left" if column == "contender" else "right", overflow="fold")
     for row in sorted(rows, key=lambda row: row.us if row.us is not None else float("inf")):
-        name = f"{row.contender} ({row.config})" if row.config and row.contender != FLOOR else row.contender
+        name = (
+            f"{row.contender} ({row.config})" if row.config and row.contender != FLOOR and not narrow else row.contender
+        )
         if row.us is None:
             table.add_row(f"{name}: {row.status}{': ' if row.reason else ''}{row.reason}", *[""] * 7, style="dim")
             continue
@@ -79,4 +107,7 @@ def table(title: str, rows: Sequence[Row], where: str) -> Table:
 
 def show(console: Console, rows: Sequence[Row], where: str = "") -> None:
     first = rows[0]
-    console.print(table(f"{first.side}, S = {first.s}, H = {first.heads}", rows, where))
+    title, narrow = f"{first.side}, S = {first.s}, H = {first.heads}", console.width < WIDE_COLUMNS
+    console.print(table(title, rows, where, narrow))
+    if first.reproduce:
+        console.print(f"again: {first.reproduce}\n", style="dim", markup=False, highlight=False, soft_wrap=True)

@@ -1,87 +1,37 @@
-"""The command line: `python -m mla_fp8 explain --op absorb_q --s 17 --heads 128`."""
+"""The command line: `python -m mla_fp8 info`, `check`, `bench`, `explain` and `convert`; each has --help."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-
-from mla_fp8.config import DEFAULT_EXTENTS, DEFAULT_M_ALIGNMENT, OUT_BYTES, Device, explain
-
-EXIT_UNSUPPORTED = 1  # a problem that no kernel takes; argparse itself exits with 2
+DEPENDENCIES = ("rich", "safetensors")  # of the package, which may have been installed without them
+MISSING = 2
+INTERRUPTED = 130  # as a shell reports it
 
 
 def parser() -> argparse.ArgumentParser:
+    from mla_fp8.cli import bench, check, convert, explain, info
+
     top = argparse.ArgumentParser(prog="python -m mla_fp8", description="FP8 projections around MLA attention.")
-    commands = top.add_subparsers(dest="command", required=True)
-    command = commands.add_parser(
-        "explain",
-        help="print which compiled tile runs a problem, and why",
-        description="Print every compiled tile of an op: its modelled cost on this problem, the one that runs it, and "
-        "why the others do not. Exits with 1 if no kernel takes the problem.",
-    )
-    command.add_argument("--op", required=True, choices=DEFAULT_EXTENTS, help="which op")
-    command.add_argument("--s", required=True, type=int, help="tokens (rows of a for bmm)")
-    command.add_argument("--heads", type=int, default=128, help="heads (batch for bmm); default %(default)s")
-    command.add_argument("--n", type=int, help="columns of the product; default: DeepSeek-V3's")
-    command.add_argument("--k", type=int, help="extent that is summed over; default: DeepSeek-V3's")
-    command.add_argument("--pe", type=int, default=0, help="columns of q_pe for absorb_q; default %(default)s")
-    command.add_argument(
-        "--m-alignment",
-        type=int,
-        default=DEFAULT_M_ALIGNMENT,
-        help="rows that quantize_q_nope pads to; default %(default)s",
-    )
-    command.add_argument("--out-dtype", choices=OUT_BYTES, help="default: bfloat16 where the op writes it")
-    command.add_argument(
-        "--align", type=int, default=16, help="alignment of activations and output in bytes; default %(default)s"
-    )
-    command.add_argument(
-        "--device",
-        action="append",
-        default=[],
-        type=_setting,
-        metavar="NAME=VALUE",
-        help=f"change a limit or speed of the modelled H100: {', '.join(Device._fields)}; may be given again",
-    )
-    command.add_argument("--json", action="store_true", help="print the values as JSON")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in (info, check, bench, explain, convert):
+        command.add(commands).set_defaults(run=command.run)
     return top
 
 
-def _setting(text: str) -> tuple[str, float]:
-    name, _, value = text.partition("=")
-    if name not in Device._fields:
-        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(Device._fields)}")
-    try:
-        return name, type(getattr(Device(), name))(value)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{name} must be a number, got {value!r}") from None
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    given = parser().parse_args(arguments)
     try:
-        explanation = explain(
-            given.op,
-            given.s,
-            given.heads,
-            n=given.n,
-            k=given.k,
-            pe=given.pe,
-            m_alignment=given.m_alignment,
-            out_dtype=given.out_dtype,
-            align_bytes=given.align,
-            device=Device(**dict(given.device)),
-        )
-    except (ValueError, TypeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_UNSUPPORTED
-    if given.json:
-        print(json.dumps(explanation.to_dict(), indent=2))
-    else:
-        Console(highlight=False).print(explanation)
-    return 0 if explanation.winner else EXIT_UNSUPPORTED
+        given = parser().parse_args(arguments)
+        status: int = given.run(given)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in DEPENDENCIES:
+            raise
+        print(f"error: python -m mla_fp8 needs {package}: pip install {package}", file=sys.stderr)
+        status = MISSING
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    return status
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """kv_b_proj from a DeepSeek-format checkpoint directory: only the rows of one tensor-parallel rank, never pickle."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,6 +61,14 @@ def read_kv_b_proj(directory: str | Path, layer: int, tp_rank: int, tp_size: int
     shape, blocks = [whole.rows // GROUP, kv_lora_rank // GROUP], slice(rows.start // GROUP, rows.stop // GROUP)
     scale, _ = _read_rows(files[scale_name], scale_name, shape, blocks)
     return KvBProj(weight, scale, dims, quantization.get("scale_fmt"))
+
+
+def layers(directory: str | Path, name: str = KV_B_PROJ) -> list[int]:
+    """The layers of a checkpoint that have a kv_b_proj, in ascending order."""
+    root = Path(directory)
+    require(root.is_dir(), WHERE, "directory", "be an existing directory", repr(str(directory)))
+    pattern = re.compile(re.escape(name).replace(re.escape("{layer}"), r"(\d+)") + r"\.weight")
+    return sorted(int(found[1]) for found in map(pattern.fullmatch, tensor_files(root)) if found)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

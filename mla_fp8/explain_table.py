@@ -62,7 +62,7 @@ def _kept_table(explanation: "Explanation", kept: list[Candidate]) -> Table:
             str(config.ctas_per_sm),
             _count(config.grid_x),
             _count(config.waves),
-            _size(config.modelled_bytes),
+            size(config.modelled_bytes),
             us(config.modelled_us),
             _bound(candidate),
             style="bold green" if wins else None,
@@ -106,7 +106,8 @@ def _count(value: int) -> str:
     return str(value) if value < 100_000 else f"{value:.1e}"
 
 
-def _size(value: float) -> str:
+def size(value: float) -> str:
+    """Bytes with three digits and their unit."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if value < 1000:
             return f"{value:.3g} {unit}"

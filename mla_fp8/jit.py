@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ARCHITECTURE = "sm_90a"
+OPTIONS = [f"--gpu-architecture={ARCHITECTURE}", "--std=c++17", "--device-as-default-execution-space"]
 _DIGEST_BYTES = hashlib.sha256().digest_size  # a cached file is its own digest, then the image
 _LOADER = ctypes.CFUNCTYPE(
     ctypes.c_int,  # 0: data and size are set
@@ -50,14 +51,19 @@ def load(name: str) -> bytes:
     """The image of csrc/kernels/<name>.cu, from the cache or compiled now."""
     nvrtc = _import_nvrtc()
     sources = source_directory()
-    options = [f"--gpu-architecture={ARCHITECTURE}", "--std=c++17", "--device-as-default-execution-space"]
-    path = cache_directory() / f"{name}-{_key(nvrtc, sources, options)}.cubin"
+    path = _cached_path(nvrtc, name)
     image = _read(path)
     if image is None:
         _log.warning("mla_fp8: compiling %s for %s, kept in %s", name, ARCHITECTURE, path)
-        image = compile_image(nvrtc, sources / "kernels" / f"{name}.cu", [*options, f"--include-path={sources}"])
+        image = compile_image(nvrtc, sources / "kernels" / f"{name}.cu", [*OPTIONS, f"--include-path={sources}"])
         _write(path, image)
     return image
+
+
+def cached_image(name: str) -> Path | None:
+    """The file that `load` would take instead of compiling, or None. Raises RuntimeError where there is no NVRTC."""
+    path = _cached_path(_import_nvrtc(), name)
+    return path if _read(path) is not None else None
 
 
 def compile_image(nvrtc: Any, source: Path, options: list[str]) -> bytes:
@@ -84,6 +90,20 @@ def warm_up(device_index: int = 0) -> None:
     error = ctypes.create_string_buffer(_ERROR_BYTES)
     if _library.mla_fp8_warm_up(ctypes.c_int(device_index), error, ctypes.c_size_t(_ERROR_BYTES)) != 0:
         raise RuntimeError(error.value.decode(errors="replace"))
+
+
+def embedded_refusal(device_index: int = 0) -> str:
+    """Empty where a GPU runs the embedded kernels, which are loaded then; else why not. Compiles nothing."""
+    if _library is None:
+        raise RuntimeError("embedded_refusal: the op library must be loaded, got none: import mla_fp8 first")
+    _library.mla_fp8_set_image_loader(None)
+    try:
+        warm_up(device_index)
+    except RuntimeError as error:
+        return str(error)
+    finally:
+        _library.mla_fp8_set_image_loader(_callback)
+    return ""
 
 
 def register(library: str | os.PathLike[str]) -> None:
@@ -129,6 +149,10 @@ def _check(nvrtc: Any, result: Any, value: Any = None) -> Any:
     if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
         raise RuntimeError(f"NVRTC failed: {result.name}")
     return value
+
+
+def _cached_path(nvrtc: Any, name: str) -> Path:
+    return cache_directory() / f"{name}-{_key(nvrtc, source_directory(), OPTIONS)}.cubin"
 
 
 def _key(nvrtc: Any, sources: Path, options: list[str]) -> str:

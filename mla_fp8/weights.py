@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from mla_fp8.checkpoint import KV_B_PROJ, read_kv_b_proj
 from mla_fp8.kv_b_proj import E4M3, HeadDims, contiguous_copy, cut_heads, quantize_blocks, require, require_head_dim
 from mla_fp8.reference import AMAX_FLOOR, GROUP, dequantize_blocks
-
-BUFFERS = ("w_uk", "w_uk_scale", "w_uv", "w_uv_scale")
+from mla_fp8.weights_file import BUFFERS, read_weights
 
 
 class AbsorbedWeights(nn.Module):
@@ -146,6 +145,11 @@ class AbsorbedWeights(nn.Module):
         rule = "be float8_e4m3fn (quantize_bf16=True quantizes others, with loss)"
         require(quantize_bf16, where, name.format(layer=layer) + ".weight", rule, weight.dtype)
         return cls(*cut_heads(where, *quantize_blocks(where, weight, dims, AMAX_FLOOR), dims, None, copy_w_uv=True))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "AbsorbedWeights":
+        """Read one of the files that `python -m mla_fp8 convert` writes; `weights_file.read_weights` has the rules."""
+        return cls(*read_weights(path))
 
     @torch.no_grad()
     def update_(

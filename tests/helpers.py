@@ -7,16 +7,11 @@ import torch
 from torch import Tensor
 
 from mla_fp8 import reference
+from mla_fp8.cli.compare import SUM_ERROR
 
 E4M3 = torch.float8_e4m3fn
 POISON = 0xFF  # repeated, it is a NaN in e4m3, fp16, bf16 and fp32
 GUARD = 64  # elements of poison before and after what a test lays out
-
-# An fp32 sum, relative to the sum of the terms' magnitudes. Products of two e4m3 are exact in fp32. A group of 128
-# rounds at most 127 times, then the scale product and the scaling once each, then one addition a group: for K = 7168
-# that is 127 + 2 + 56 < 2^8 roundings of 2^-24. Tensor cores keep 13 fraction bits below the largest addend of a k32
-# step, so four steps are off by 4 * 32 * 2^-13 of it at the very worst; 2^-10 of the whole sum is above what occurs.
-SUM_ERROR = {"cpu": 2.0**8 * 2.0**-24, "cuda": 2.0**-10}
 
 # A result rounded once to bf16 is off by at most 2^-9 of itself, and by some 1.7e-3 of the norm; fp16 is 8 times finer.
 ROUNDING_FROBENIUS = 3e-3

@@ -1,4 +1,4 @@
-"""`python -m mla_fp8 explain` and what it prints."""
+"""`python -m mla_fp8`: the program itself, and `explain` and what it prints."""
 
 import doctest
 import json
@@ -151,6 +151,40 @@ def test_module_runs_as_a_program():
     assert ran.returncode == 0, ran.stderr
     assert "is selected" in ran.stdout
     assert ESCAPE not in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments"),
+    [("rich", ["info"]), ("safetensors", ["convert", ".", "out"])],
+    ids=["rich", "safetensors"],
+)
+def test_missing_dependency_is_one_line(tmp_path, package, arguments):
+    (tmp_path / "model.safetensors").touch()
+    code = (
+        f"import sys; sys.modules[{package!r}] = None; from mla_fp8.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == f"error: python -m mla_fp8 needs {package}: pip install {package}\n"
+
+
+def test_interrupt_ends_quietly(monkeypatch, capsys):
+    def interrupted(given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mla_fp8.cli.info.run", interrupted)
+    assert main(["info"]) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    printed = capsys.readouterr().out
+    for command in ("info", "check", "bench", "explain", "convert"):
+        assert f"    {command} " in printed
 
 
 def test_colours_on_a_terminal():

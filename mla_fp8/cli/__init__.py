@@ -1,0 +1,33 @@
+"""A file for each command of `python -m mla_fp8`: `add` gives it its arguments, `run` returns the exit status."""
+
+import argparse
+from collections.abc import Sequence
+from typing import TypeAlias
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+EXIT_OK = 0
+EXIT_FAILED = 1  # it ran, and the answer is no; argparse itself exits with 2
+
+
+def integer_ranges(text: str) -> list[int]:
+    """Numbers between commas, each alone or a range with both its ends: "0,3-5" is [0, 3, 4, 5]."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        ok = first.isdecimal() and (not dash or last.isdecimal()) and int(first) <= int(last or first)
+        if not ok:
+            raise argparse.ArgumentTypeError(f"must be numbers and ranges like 0,3-5, got {text!r}")
+        numbers += range(int(first), int(last or first) + 1)
+    return list(dict.fromkeys(numbers))
+
+
+def ranges_text(numbers: Sequence[int]) -> str:
+    """[0, 1, 2, 5] -> "0-2,5"."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1] = [parts[-1][0], number]
+        else:
+            parts.append([number])
+    return ",".join("-".join(map(str, part)) for part in parts)

@@ -1,0 +1,137 @@
+"""`check`: every op and overload against `mla_fp8.reference` on the devices of this machine, in seconds."""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+
+from rich.console import Console
+
+from mla_fp8.cli import EXIT_FAILED, EXIT_OK, Commands
+
+SHOWN = 3  # differences an op and device
+DEFAULT_SEED = 0
+
+
+@dataclass
+class Result:
+    """One op on one device; a line of the output and an object of --json."""
+
+    op: str
+    device: str
+    cases: int = 0
+    seconds: float = 0.0
+    skipped: str = ""  # why
+    differences: list[str] = field(default_factory=list)
+
+
+def add(commands: Commands) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        "check",
+        help="compare every op with the reference on the devices here, in seconds",
+        description="Compare every op, and its overload that writes into given views, with mla_fp8.reference: odd "
+        "numbers of tokens, strided views, outliers, rows with NaN and Inf, bf16 and fp16; on a GPU also each compiled "
+        "tile alone. Exits with 1 if anything differs, and shows the worst element.",
+    )
+    command.add_argument("--device", action="append", help="cpu, cuda:0, ...; may be given again; default: all here")
+    command.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of the inputs; default %(default)s")
+    command.add_argument("--json", action="store_true", help="print the values as JSON")
+    return command
+
+
+def run(given: argparse.Namespace) -> int:
+    import torch
+
+    devices = given.device or ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    console = Console(highlight=False)
+    results = []
+    for result in check(devices, given.seed):
+        results.append(result)
+        if not given.json:
+            show(result, console)
+    failed = [result for result in results if result.differences]
+    ran = [result for result in results if not result.skipped]
+    if given.json:
+        print(json.dumps([asdict(result) for result in results], indent=2))
+    elif failed:
+        names = ", ".join(f"{result.op} on {result.device}" for result in failed)
+        console.print(f"\nFAIL: {names}", style="bold red", markup=False)
+    elif ran:
+        cases, seconds = sum(result.cases for result in ran), sum(result.seconds for result in ran)
+        console.print(f"\nPASS: {cases:,} cases in {seconds:.1f} s", style="bold green")
+    else:
+        console.print("\nnothing was checked", style="bold red")
+    return EXIT_FAILED if failed or not ran else EXIT_OK
+
+
+def check(devices: list[str], seed: int = DEFAULT_SEED) -> Iterator[Result]:
+    import torch
+
+    from mla_fp8.cli.suite import VARIANTS
+
+    for device in devices:
+        skipped = _why_not(device)
+        for op in dict.fromkeys(variant.op for variant in VARIANTS):
+            result = Result(op, device, skipped=skipped)
+            begin = time.perf_counter()
+            if not skipped:
+                with torch.no_grad():
+                    _check_op(result, seed)
+            result.seconds = round(time.perf_counter() - begin, 3)
+            yield result
+
+
+def _check_op(result: Result, seed: int) -> None:
+    from mla_fp8.cli.suite import SETTINGS, VARIANTS, Maker
+    from mla_fp8.cli.tiles import each_tile
+
+    for variant in (variant for variant in VARIANTS if variant.op == result.op):
+        for setting in SETTINGS:
+            result.cases += 1
+            title = f"{variant.name}{': ' if variant.name else ''}{setting}"
+            try:
+                found = list(variant.differences(Maker(setting, seed, result.device)))
+            except RuntimeError as error:
+                found = [f"raised {type(error).__name__}: {error}"]
+            result.differences += [f"{title}: {difference}" for difference in found]
+        if result.device != "cpu":
+            for title, found in each_tile(variant, seed, result.device):
+                result.cases += 1
+                result.differences += [f"{title}: {difference}" for difference in found]
+
+
+def _why_not(device: str) -> str:
+    """Empty where the ops run on it."""
+    import torch
+
+    from mla_fp8.cli.facts import CAPABILITY, no_cuda
+
+    try:
+        kind, index = torch.device(device).type, torch.device(device).index or 0
+    except RuntimeError:
+        return "torch knows no such device"
+    if kind == "cpu":
+        return ""
+    if kind != "cuda":
+        return "the ops run on cpu and cuda"
+    if index >= torch.cuda.device_count():
+        return no_cuda() if not torch.cuda.device_count() else f"there are {torch.cuda.device_count()} CUDA devices"
+    capability = torch.cuda.get_device_capability(index)
+    needs = "compute capability {}.{}".format(*CAPABILITY)
+    return "" if capability == CAPABILITY else f"needs {needs}, has {capability[0]}.{capability[1]}"
+
+
+def show(result: Result, console: Console) -> None:
+    """One line, and the first differences below it."""
+    head = f"{result.op:<16} {result.device:<7}"
+    if result.skipped:
+        console.print(f"{head} skipped: {result.skipped}", style="yellow", markup=False)
+        return
+    verdict = "FAIL" if result.differences else "PASS"
+    style = "bold red" if result.differences else "green"
+    console.print(f"{head} {result.cases:>4} cases {result.seconds:>6.1f} s  [{style}]{verdict}[/]")
+    for difference in result.differences[:SHOWN]:
+        console.print(f"  {difference}", style="red", markup=False)
+    if len(result.differences) > SHOWN:
+        console.print(f"  and {len(result.differences) - SHOWN} more")

@@ -1,0 +1,164 @@
+"""What `info` prints, as plain values: versions, devices, kernels, the JIT cache, and the path of each op."""
+
+import ctypes
+import importlib.metadata
+import platform
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mla_fp8 import _native, jit
+from mla_fp8.config import DEFAULT_EXTENTS, tiles
+
+CAPABILITY = (9, 0)
+PACKAGES = (
+    "cuda-bindings",
+    "nvidia-cuda-nvrtc",
+    "transformers",
+    "matplotlib",
+    "triton",
+    "deep-gemm",
+    "flashinfer-python",
+)
+# A fatbin begins with a magic number, a version, the bytes of this header and of what follows (fatbinary_section.h).
+FATBIN_HEADER = struct.Struct("<IHHQ")
+FATBIN_MAGIC = 0xBA55ED50
+
+
+def collect() -> dict[str, Any]:
+    images = embedded(_native.LIBRARY.read_bytes())
+    devices = cpu_facts(), *map(cuda_facts, range(torch.cuda.device_count()))
+    return {
+        "versions": versions(),
+        "packages": {name: version_of(name) for name in PACKAGES},
+        "library": str(_native.LIBRARY),
+        "devices": list(devices),
+        "embedded": images,
+        "jit": jit_facts(),
+        "paths": [path for device in devices for path in paths(device, images)],
+        "no_cuda": "" if torch.cuda.device_count() else no_cuda(),
+    }
+
+
+def versions() -> dict[str, str | None]:
+    return {
+        "mla_fp8": _native.VERSION,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cuda_of_torch": torch.version.cuda,
+        "cuda_of_driver": driver_version(),
+    }
+
+
+def version_of(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def driver_version() -> str | None:
+    """The newest CUDA that the driver takes, as in "13.0", or None without a driver."""
+    try:
+        driver, number = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+        found = driver.cuDriverGetVersion(ctypes.byref(number)) == 0
+    except (OSError, AttributeError):
+        return None
+    return f"{number.value // 1000}.{number.value % 1000 // 10}" if found else None
+
+
+def no_cuda() -> str:
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    return "there is no CUDA driver" if driver_version() is None else "torch sees no device"
+
+
+def cpu_facts() -> dict[str, Any]:
+    try:
+        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    name = found[1] if found else platform.processor() or platform.machine()
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {"device": "cpu", "name": name, "capability": capability, "threads": torch.get_num_threads()}
+
+
+def cuda_facts(index: int) -> dict[str, Any]:
+    found = torch.cuda.get_device_properties(index)
+    return {
+        "device": f"cuda:{index}",
+        "name": found.name,
+        "capability": f"{found.major}.{found.minor}",
+        "sms": found.multi_processor_count,
+        "memory_bytes": found.total_memory,
+    }
+
+
+def embedded(library: bytes) -> list[dict[str, Any]]:
+    """Each fatbin in the library: the op whose kernels it holds, how many of the compiled tiles, its size."""
+    images, at = [], -1
+    while (at := library.find(FATBIN_MAGIC.to_bytes(4, "little"), at + 1)) >= 0:
+        if at + FATBIN_HEADER.size > len(library):
+            break
+        _, _, header_bytes, content_bytes = FATBIN_HEADER.unpack_from(library, at)
+        image = library[at : at + header_bytes + content_bytes]
+        if header_bytes != FATBIN_HEADER.size or len(image) < header_bytes + content_bytes:
+            continue
+        held = [tile for tile in tiles() if b"\0.text." + tile.symbol.encode() + b"\0" in image]
+        if held:
+            op = held[0].op
+            of = sum(tile.op == op for tile in tiles())
+            images.append({"op": op.name, "kernels": len(held), "of": of, "bytes": len(image)})
+    return images
+
+
+def jit_facts() -> dict[str, Any]:
+    """The cache on disk; `current`: `jit.load` would take this file, for sources, options and compiler are the same."""
+    directory = jit.cache_directory()
+    current, problem = set(), ""
+    try:
+        current = {jit.cached_image(tile.op.name) for tile in tiles()}
+    except (RuntimeError, OSError) as error:  # no NVRTC, or no sources
+        problem = str(error)
+    files = [
+        {"file": path.name, "bytes": path.stat().st_size, "current": path in current}
+        for path in sorted(directory.glob("*.cubin"))
+    ]
+    return {"nvrtc": None if problem else nvrtc_version(), "problem": problem, "cache": str(directory), "files": files}
+
+
+def nvrtc_version() -> str:
+    from cuda.bindings import nvrtc
+
+    return ".".join(map(str, nvrtc.nvrtcVersion()[1:]))
+
+
+def paths(device: dict[str, Any], images: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Per op: what runs a call on this device, and why that."""
+    name = device["device"]
+    if name == "cpu":
+        path, why = "C++", f"{device['capability']}, as torch detects it"
+        return [{"op": op, "device": name, "path": path, "why": why} for op in DEFAULT_EXTENTS]
+    if device["capability"] != "{}.{}".format(*CAPABILITY):
+        path, why = "error", f"compute capability must be 9.0, got {device['capability']}"
+        return [{"op": op, "device": name, "path": path, "why": why} for op in DEFAULT_EXTENTS]
+    refusal = jit.embedded_refusal(int(name.removeprefix("cuda:")))
+    if not refusal:
+        return [
+            {"op": op, "device": name, "path": "embedded", "why": "the driver takes the image"}
+            for op in DEFAULT_EXTENTS
+        ]
+    reason = "the driver refuses the image" if images else "built without nvcc"
+    return [{"op": op, "device": name, **_compiled(op.removesuffix("_quantized"), reason)} for op in DEFAULT_EXTENTS]
+
+
+def _compiled(image: str, reason: str) -> dict[str, str]:
+    try:
+        cached = jit.cached_image(image) is not None
+    except (RuntimeError, OSError) as error:  # no NVRTC, or no sources
+        return {"path": "error", "why": f"{reason}; {error}"}
+    return {"path": "NVRTC", "why": f"{reason}; " + ("in the JIT cache" if cached else "compiled at first use")}

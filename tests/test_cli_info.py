@@ -1,0 +1,146 @@
+"""`python -m mla_fp8 info`: what it says is what the library, the cache and the devices are."""
+
+import json
+import platform
+
+import pytest
+import torch
+from rich.console import Console
+
+import mla_fp8
+from mla_fp8 import _native, jit
+from mla_fp8.__main__ import main
+from mla_fp8.cli import facts, info
+from mla_fp8.config import DEFAULT_EXTENTS, tiles
+
+CUDA = {"device": "cuda:0", "name": "a GPU", "capability": "9.0", "sms": 132, "memory_bytes": 80 << 30}
+IMAGES = [{"op": "bmm", "kernels": 4, "of": 4, "bytes": 100}]
+
+
+def fatbin(*symbols: str, content_bytes: int | None = None) -> bytes:
+    content = b"".join(b"\0.text." + symbol.encode() + b"\0" for symbol in symbols)
+    size = len(content) if content_bytes is None else content_bytes
+    return facts.FATBIN_HEADER.pack(facts.FATBIN_MAGIC, 1, facts.FATBIN_HEADER.size, size) + content
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "mla_fp8").mkdir()
+    return tmp_path / "mla_fp8"
+
+
+def shown(values: dict) -> str:
+    console = Console(width=80, highlight=False)
+    with console.capture() as capture:
+        info.show(values, console)
+    return capture.get()
+
+
+def test_info_json_holds_the_values(capsys):
+    assert main(["info", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["versions"]["mla_fp8"] == mla_fp8.__version__
+    assert values["versions"]["torch"] == torch.__version__
+    assert values["versions"]["python"] == platform.python_version()
+    assert values["library"] == str(_native.LIBRARY)
+    assert [device["device"] for device in values["devices"]][0] == "cpu"
+    assert len(values["devices"]) == 1 + torch.cuda.device_count()
+    on_cpu = {row["op"]: row["path"] for row in values["paths"] if row["device"] == "cpu"}
+    assert on_cpu == dict.fromkeys(DEFAULT_EXTENTS, "C++")
+
+
+def test_info_fits_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["info"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(len(line) for line in lines if str(_native.LIBRARY) not in line and "cache" not in line) <= 80
+    assert not any("\x1b" in line or "…" in line for line in lines)
+
+
+def test_info_finds_embedded_images():
+    bmm = [tile.symbol for tile in tiles() if tile.op.name == "bmm"]
+    up = next(tile.symbol for tile in tiles() if tile.op.name == "v_up")
+    one, other = fatbin(*bmm), fatbin(up)
+    found = facts.embedded(b"\x7fELF" + one + b"between" + other)
+    assert found[0] == {"op": "bmm", "kernels": len(bmm), "of": len(bmm), "bytes": len(one)}
+    assert (found[1]["op"], found[1]["kernels"], found[1]["bytes"]) == ("v_up", 1, len(other))
+
+
+@pytest.mark.parametrize(
+    "library",
+    [b"", b"\x50\xed\x55\xba", fatbin("no_such_tile"), fatbin("bmm_n128", content_bytes=1 << 40)],
+    ids=["empty", "magic alone", "of another program", "longer than the file"],
+)
+def test_info_finds_no_image_where_there_is_none(library):
+    assert facts.embedded(library) == []
+
+
+def test_info_agrees_with_the_build():
+    """The library of this build has all images or none."""
+    found = facts.embedded(_native.LIBRARY.read_bytes())
+    assert {image["op"] for image in found} in (set(), {tile.op.name for tile in tiles()})
+    assert all(image["kernels"] == image["of"] for image in found)
+
+
+def test_info_tells_current_files_of_the_cache_from_others(cache):
+    image = jit.load("quantize_q_nope")
+    (current,) = cache.iterdir()
+    (cache / "bmm-0123.cubin").write_bytes(b"of an older release")
+    files = {file["file"]: file for file in facts.jit_facts()["files"]}
+    assert files[current.name] == {"file": current.name, "bytes": len(image) + 32, "current": True}
+    assert files["bmm-0123.cubin"]["current"] is False
+
+
+def test_info_says_why_there_is_no_nvrtc(cache, monkeypatch):
+    def missing(name):
+        raise RuntimeError("NVRTC must be there")
+
+    monkeypatch.setattr(jit, "cached_image", missing)
+    found = facts.jit_facts()
+    assert (found["nvrtc"], found["problem"]) == (None, "NVRTC must be there")
+
+
+def test_info_path_on_other_devices_is_an_error():
+    rows = facts.paths(CUDA | {"capability": "8.9"}, IMAGES)
+    assert {(row["path"], row["why"]) for row in rows} == {("error", "compute capability must be 9.0, got 8.9")}
+
+
+def test_info_path_is_embedded_where_the_driver_takes_it(monkeypatch):
+    monkeypatch.setattr(jit, "embedded_refusal", lambda index: "")
+    assert {row["path"] for row in facts.paths(CUDA, IMAGES)} == {"embedded"}
+
+
+@pytest.mark.parametrize("images", [IMAGES, []], ids=["refused", "not embedded"])
+def test_info_path_is_nvrtc_where_nothing_embedded_runs(cache, monkeypatch, images):
+    monkeypatch.setattr(jit, "embedded_refusal", lambda index: "bmm: no")
+    jit.load("v_up")
+    rows = {row["op"]: row for row in facts.paths(CUDA, images)}
+    assert {row["path"] for row in rows.values()} == {"NVRTC"}
+    reason = "the driver refuses the image" if images else "built without nvcc"
+    assert rows["bmm"]["why"] == f"{reason}; compiled at first use"
+    assert rows["v_up_quantized"]["why"] == rows["v_up"]["why"] == f"{reason}; in the JIT cache"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_embedded_refusal_is_the_driver_s_own_text():
+    assert "the CUDA driver" in jit.embedded_refusal(0)
+
+
+def test_info_shows_devices_that_agree_on_one_line(monkeypatch):
+    monkeypatch.setattr(jit, "embedded_refusal", lambda index: "")
+    devices = [facts.cpu_facts(), CUDA, CUDA | {"device": "cuda:1"}]
+    paths = [row for device in devices for row in facts.paths(device, IMAGES)]
+    values = facts.collect() | {"devices": devices, "paths": paths, "embedded": IMAGES, "no_cuda": ""}
+    text = shown(values)
+    assert "a GPU, compute capability 9.0, 132 SMs, 80 GiB" in text
+    assert text.count("cuda:0-1  embedded  the driver takes the image") == len(DEFAULT_EXTENTS)
+
+
+@pytest.mark.gpu
+def test_info_paths_on_this_gpu(capsys):
+    assert main(["info", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    on_gpu = {row["path"] for row in values["paths"] if row["device"] == "cuda:0"}
+    assert on_gpu <= ({"embedded", "NVRTC"} if values["embedded"] else {"NVRTC"})
+    mla_fp8.quantize_q_nope(torch.zeros(1, 1, 128, dtype=torch.bfloat16, device="cuda"))  # the loader is there again
