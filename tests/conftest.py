@@ -13,12 +13,16 @@ hypothesis.settings.load_profile("mla_fp8")
 
 def pytest_addoption(parser):
     parser.addoption("--seed", type=int, default=None, help="repeat a run whose header showed this seed")
+    parser.addoption("--fuzz-cases", type=int, default=1000, help="calls that test_ops_fuzz.py draws")
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "gpu: needs a CUDA device of compute capability 9.0")
     if config.option.seed is None:
         config.option.seed = secrets.randbelow(2**31)
+    hypothesis.settings.register_profile(
+        "fuzz", hypothesis.settings.get_profile("mla_fp8"), max_examples=config.option.fuzz_cases
+    )
     # Without -m, a machine without a GPU leaves the gpu tests out; `-m gpu` there fails instead of passing silently.
     if not config.option.markexpr and not torch.cuda.is_available():
         config.option.markexpr = "not gpu"
