@@ -8,7 +8,7 @@ import calls
 import pytest
 import strategies
 import torch
-from cases import OPS
+from cases import CASE, OPS
 from helpers import assert_same_bits, assert_untouched_outside, bits
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
@@ -65,3 +65,12 @@ def test_absorb_q_has_the_bits_of_bmm_for_any_input(device, data, q_nope):
     weight = [calls.on(device, x) for x in data.draw(strategies.weights(h, d))]
     want = OPS.bmm(*OPS.quantize_q_nope(q_nope), *weight, m=s).transpose(0, 1)
     assert_same_bits(OPS.absorb_q(q_nope, *weight), want)
+
+
+@on_each_device
+def test_absorb_q_infinite_rope_by_an_infinite_out_scale_is_nan(rng, device):
+    """Found by drawing: Inf * (1 / Inf), which the formula makes NaN and a clamp that came first would make 448."""
+    arguments = CASE["absorb_q-pe-fp8"].arguments(rng, 2, 1, device=device)
+    arguments["q_pe"][0, 0, 3] = arguments["out_scale"][...] = calls.INF
+    nan = OPS.absorb_q(**arguments).float().isnan()
+    assert nan[0, 0, 512 + 3] and nan.sum() == 1
