@@ -14,7 +14,7 @@ SETUP := .venv/.built
 endif
 SOURCES := pyproject.toml CMakeLists.txt $(shell find build_support cmake csrc -type f)
 
-.PHONY: setup demo test test-gpu test-install lint bench clean into-given-python
+.PHONY: setup demo test test-gpu test-install fuzz sanitize lint bench clean into-given-python
 setup: $(SETUP)
 
 demo: $(SETUP)
@@ -28,6 +28,13 @@ test-gpu: $(SETUP)
 
 test-install: .venv/.tools
 	SYSTEM_PYTHON=$(SYSTEM_PYTHON) TORCH='$(TORCH)' bash tests/install_matrix.sh
+
+# Nightly: ten times what `make test` draws, and the CPU code under ASan and UBSan.
+fuzz: $(SETUP)
+	$(PYTHON) -m pytest tests/test_ops_fuzz.py --fuzz-cases=10000 --hypothesis-show-statistics $(ARGS)
+
+sanitize: $(SETUP)
+	PYTHON=$(PYTHON) bash tests/sanitize_cpu.sh $(ARGS)
 
 lint: .venv/.built
 	.venv/bin/ruff check

@@ -45,7 +45,7 @@ def read_kv_b_proj(directory: str | Path, layer: int, tp_rank: int, tp_size: int
     require(isinstance(quantization, dict), WHERE, "quantization_config", "be a JSON object", repr(quantization))
 
     files = tensor_files(root)
-    weight_name, scale_name = (name.format(layer=layer) + end for end in (".weight", ".weight_scale_inv"))
+    weight_name, scale_name = (_fill_in(name, layer) + end for end in (".weight", ".weight_scale_inv"))
     got = f"{layer}: there is no {weight_name}"
     require(weight_name in files, WHERE, "layer", f"be one of the checkpoint in {root}", got)
     dims = whole._replace(num_heads=whole.num_heads // tp_size)
@@ -71,10 +71,22 @@ def layers(directory: str | Path, name: str = KV_B_PROJ) -> list[int]:
     return sorted(int(found[1]) for found in map(pattern.fullmatch, tensor_files(root)) if found)
 
 
+def _fill_in(name: str, layer: int) -> str:
+    try:
+        return name.format(layer=layer)
+    except (
+        ValueError,
+        LookupError,
+        AttributeError,
+        TypeError,
+    ) as error:  # of a broken template, and of a name that is no str
+        raise ValueError(f"{WHERE}: name must be a str with at most {{layer}} in it, got {name!r} ({error})") from error
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # ValueError: broken JSON and broken UTF-8
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: broken JSON and broken UTF-8
         raise ValueError(f"{WHERE}: {path.name} must be a readable JSON file, got {path} ({error})") from error
     require(isinstance(content, dict), WHERE, path.name, "hold a JSON object", type(content).__name__)
     return content
@@ -105,7 +117,8 @@ def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{WHERE}: {path.name} must be a whole safetensors file, got {path} ({error})") from error
+        name = path.name or path  # "/" has none
+        raise ValueError(f"{WHERE}: {name} must be a whole safetensors file, got {path} ({error})") from error
 
 
 def _read_rows(path: Path, name: str, shape: list[int], rows: slice) -> tuple[Tensor, str]:

@@ -3,18 +3,24 @@
 The library asks for an image at an op's first use on a GPU. Nothing here imports CUDA before that.
 """
 
+import contextlib
 import ctypes
+import fcntl
 import hashlib
 import logging
 import os
 import tempfile
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 ARCHITECTURE = "sm_90a"
 OPTIONS = [f"--gpu-architecture={ARCHITECTURE}", "--std=c++17", "--device-as-default-execution-space"]
-_DIGEST_BYTES = hashlib.sha256().digest_size  # a cached file is its own digest, then the image
+_DIGEST_BYTES = hashlib.sha256().digest_size  # a cached file is the digest of its name and image, then the image
+_PATIENCE_S = 120.0  # with another process that compiles; then this one does so too
+_POLL_S = 0.05
 _LOADER = ctypes.CFUNCTYPE(
     ctypes.c_int,  # 0: data and size are set
     ctypes.c_char_p,  # image name
@@ -42,21 +48,30 @@ def source_directory() -> Path:
 
 
 def cache_directory() -> Path:
-    """$XDG_CACHE_HOME/mla_fp8, by default ~/.cache/mla_fp8."""
+    """$XDG_CACHE_HOME/mla_fp8, by default ~/.cache/mla_fp8. Raises RuntimeError for a user without a home."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "mla_fp8"
 
 
 def load(name: str) -> bytes:
-    """The image of csrc/kernels/<name>.cu, from the cache or compiled now."""
+    """The image of csrc/kernels/<name>.cu, from the cache or compiled now: by one of the processes that ask at once."""
     nvrtc = _import_nvrtc()
     sources = source_directory()
-    path = _cached_path(nvrtc, name)
+    source = sources / "kernels" / f"{name}.cu"
+    arguments = nvrtc, source, [*OPTIONS, f"--include-path={sources}"]
+    try:
+        path = _cached_path(nvrtc, name)
+    except RuntimeError as e:  # of Path.home()
+        _announce(source, f"memory only ({e})")
+        return compile_image(*arguments)
     image = _read(path)
     if image is None:
-        _log.warning("mla_fp8: compiling %s for %s, kept in %s", name, ARCHITECTURE, path)
-        image = compile_image(nvrtc, sources / "kernels" / f"{name}.cu", [*OPTIONS, f"--include-path={sources}"])
-        _write(path, image)
+        with _alone(path.parent):
+            image = _read(path)  # another process may have made it meanwhile
+            if image is None:
+                _announce(source, str(path))
+                image = compile_image(*arguments)
+                _write(path, image)
     return image
 
 
@@ -64,6 +79,36 @@ def cached_image(name: str) -> Path | None:
     """The file that `load` would take instead of compiling, or None. Raises RuntimeError where there is no NVRTC."""
     path = _cached_path(_import_nvrtc(), name)
     return path if _read(path) is not None else None
+
+
+def _announce(source: Path, where: str) -> None:
+    kernels = len(list(source.parent.glob("*.cu")))
+    what = f"NVRTC compiles {source.stem} for {ARCHITECTURE}, one of {kernels} kernels, some seconds each"
+    _log.warning("mla_fp8: no embedded kernel runs here: %s; kept in %s", what, where)
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """One process at a time, where the file system can say so; a holder's end, of any kind, ends its turn."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle = os.open(directory, os.O_RDONLY)
+    except OSError:
+        yield  # _write will say what is wrong
+        return
+    try:
+        end = time.monotonic() + _PATIENCE_S
+        while time.monotonic() < end:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(_POLL_S)
+            except OSError:  # no locks here
+                break
+        yield
+    finally:
+        os.close(handle)
 
 
 def compile_image(nvrtc: Any, source: Path, options: list[str]) -> bytes:
@@ -171,7 +216,12 @@ def _read(path: Path) -> bytes | None:
     except OSError:
         return None
     digest, image = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-    return image if hashlib.sha256(image).digest() == digest else None
+    return image if _digest(path, image) == digest else None
+
+
+def _digest(path: Path, image: bytes) -> bytes:
+    """Of the name too: a whole file that came from elsewhere under this name is not taken."""
+    return hashlib.sha256(path.name.encode() + b"\0" + image).digest()
 
 
 def _write(path: Path, image: bytes) -> None:
@@ -181,9 +231,11 @@ def _write(path: Path, image: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=".tmp", delete=False) as file:
             temporary = file.name
-            file.write(hashlib.sha256(image).digest() + image)
+            file.write(_digest(path, image) + image)
         os.replace(temporary, path)
     except OSError as e:
-        _log.warning("mla_fp8: the compiled kernel cannot be kept: %s", e)
+        hint = "each process compiles it again; set XDG_CACHE_HOME to a directory with room that may be written"
+        _log.warning("mla_fp8: the compiled kernel cannot be kept: %s (%s)", e, hint)
         if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                Path(temporary).unlink(missing_ok=True)

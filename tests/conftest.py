@@ -17,6 +17,7 @@ hypothesis.settings.load_profile("mla_fp8")
 
 def pytest_addoption(parser):
     parser.addoption("--seed", type=int, default=None, help="repeat a run whose header showed this seed")
+    parser.addoption("--fuzz-cases", type=int, default=1000, help="calls that test_ops_fuzz.py draws")
 
 
 def pytest_configure(config):
@@ -31,6 +32,9 @@ def pytest_configure(config):
         for name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):
             os.environ.setdefault(name, str(share))  # of child processes, and of torch.compile, which reads it later
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here asks a network, and a look-up may take minutes to fail
+    hypothesis.settings.register_profile(
+        "fuzz", hypothesis.settings.get_profile("mla_fp8"), max_examples=config.option.fuzz_cases
+    )
     # Without -m, a machine without a GPU leaves the gpu tests out; `-m gpu` there fails instead of passing silently.
     if not config.option.markexpr and not torch.cuda.is_available():
         config.option.markexpr = "not gpu"

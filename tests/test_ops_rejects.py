@@ -1,5 +1,6 @@
 """A wrong input is an error that names op, argument, rule and value, before anything is written."""
 
+import ctypes
 import re
 
 import helpers
@@ -15,7 +16,9 @@ DEVICE_FAULTS = [fault for fault in FAULTS if fault.name == "on_another_device"]
 def assert_rejected(call, pattern):
     with pytest.raises(RuntimeError) as error:
         call()
-    assert re.fullmatch(pattern, str(error.value).split("\n")[0]), f"{error.value!r} does not match {pattern!r}"
+    assert type(error.value) is RuntimeError, "none of its subclasses, as NotImplementedError is"
+    for form in (pattern, r"[a-z_]+: [a-z_ ]+ must .+, got .+"):
+        assert re.fullmatch(form, str(error.value).split("\n")[0]), f"{error.value!r} does not match {form!r}"
 
 
 def spoiled(fault, rng, device):
@@ -38,6 +41,54 @@ def test_op_out_rejects_and_leaves_its_views_unwritten(rng, device, fault):
     assert_rejected(lambda: case.out(**wrong, **views), fault.pattern())
     for buffer in buffers:
         helpers.assert_untouched_outside(buffer)
+
+
+def names_of_events(calls) -> set[str]:
+    cpu = torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
+        for call in calls:
+            call()
+    return {event.name for event in profile.events()}
+
+
+def test_op_allocates_nothing_for_a_fault(rng):
+    """What would be the result is not even made, whichever of the rules is broken."""
+    calls = [(CASE[fault.case].functional, fault, spoiled(fault, rng, "cpu")) for fault in FAULTS]
+    made = "[memory]"
+    assert made in names_of_events(lambda op=op, right=right: op(**right) for op, _, (right, _) in calls[:1])
+    rejected = names_of_events(
+        lambda op=op, wrong=wrong, fault=fault: assert_rejected(lambda: op(**wrong), fault.pattern())
+        for op, fault, (_, wrong) in calls
+    )
+    assert made not in rejected and any(name.startswith("mla_fp8::") for name in rejected)
+
+
+def nodes_of_a_graph(call) -> int:
+    """How many kernels and copies the call would have launched: a captured graph has each as a node."""
+    graph, count = torch.cuda.CUDAGraph(keep_graph=True), ctypes.c_size_t()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        graph.capture_begin()
+        call()
+        graph.capture_end()
+    driver = ctypes.CDLL("libcuda.so.1")
+    assert driver.cuGraphGetNodes(ctypes.c_void_p(graph.raw_cuda_graph()), None, ctypes.byref(count)) == 0
+    return count.value
+
+
+@pytest.mark.gpu
+def test_op_launches_nothing_for_a_fault(rng):
+    calls = [(CASE[fault.case], fault, spoiled(fault, rng, "cuda")) for fault in FAULTS]
+    views = [case.out_views(case.call(right))[0] for case, _, (right, _) in calls]
+    torch.cuda.synchronize()
+
+    def reject_all():
+        for (case, fault, (_, wrong)), out in zip(calls, views, strict=True):
+            assert_rejected(lambda op=case.functional, a=wrong: op(**a), fault.pattern())
+            assert_rejected(lambda op=case.out, a=wrong | out: op(**a), fault.pattern())
+
+    case, _, (right, _) = calls[0]
+    assert nodes_of_a_graph(lambda: case.functional(**right)) > 0
+    assert nodes_of_a_graph(reject_all) == 0
 
 
 @pytest.mark.parametrize("fault", DEVICE_FAULTS, ids=str)

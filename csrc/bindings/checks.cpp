@@ -92,6 +92,14 @@ void Checks::out_scale(const Argument& argument) const {
   if (argument.view.numel() != 1) fail(argument.name, "have one element", "shape " + shape_of(argument.view));
 }
 
+void Checks::aligned(const Argument& argument) const {
+  const int64_t bytes = bytes_per_element(argument.view.dtype);
+  const auto beyond = reinterpret_cast<uintptr_t>(argument.view.data) % static_cast<uintptr_t>(bytes);
+  if (beyond == 0) return;
+  fail(argument.name, "start at a multiple of its element's " + std::to_string(bytes) + " bytes",
+       "an address that is " + std::to_string(beyond) + " bytes past one");
+}
+
 void Checks::inputs(std::initializer_list<Argument> arguments) const {
   const Argument& first = *arguments.begin();
   for (const Argument& argument : arguments) {
@@ -99,6 +107,7 @@ void Checks::inputs(std::initializer_list<Argument> arguments) const {
       fail(argument.name, "be on the device of " + std::string(first.name) + ", " + device_of(first.view),
            device_of(argument.view));
     }
+    aligned(argument);
   }
   if (!grad_mode_is_enabled()) return;
   for (const Argument& argument : arguments) {
@@ -115,6 +124,7 @@ void Checks::output(const Argument& output, std::initializer_list<Argument> othe
     fail(output.name, "be on the device of " + std::string(first.name) + ", " + device_of(first.view),
          device_of(output.view));
   }
+  aligned(output);
   if (grad_mode_is_enabled() && requires_grad(output.view)) {
     fail(output.name, "not require grad, as this op has no backward (call it under torch.no_grad())",
          "requires_grad=True");

@@ -39,7 +39,9 @@ class Checks {
   void fp8_matrix(const Argument& argument) const;
   // fp32 with one element, or not given.
   void out_scale(const Argument& argument) const;
-  // All on the device of the first; none requires grad in grad mode.
+  // Its address a multiple of its element's size; no memory (no argument, or no elements) is.
+  void aligned(const Argument& argument) const;
+  // All on the device of the first and aligned; none requires grad in grad mode.
   void inputs(std::initializer_list<Argument> arguments) const;
   // Written in place: on the inputs' device, no two elements in one place, disjoint from every input and other output.
   void output(const Argument& output, std::initializer_list<Argument> others) const;

@@ -53,7 +53,7 @@ Tensor absorb_q(const Tensor& q_nope, const Tensor& w_uk, const Tensor& w_uk_sca
       check_absorb_q(Checks("absorb_q"), input, {"w_uk", view_of(w_uk)}, {"w_uk_scale", view_of(w_uk_scale)},
                      {"q_pe", view_of_optional(q_pe)}, {"out_scale", view_of_optional(out_scale)});
   const int64_t width = args.r + args.p;
-  Tensor q = empty(input.view, args.out_dtype, {args.s, args.h, width});
+  Tensor q = empty("absorb_q", input.view, args.out_dtype, {args.s, args.h, width});
   run_absorb_q(args, input.view, view_of(q));
   return q;
 }

@@ -46,7 +46,7 @@ Tensor bmm(const Tensor& a, const Tensor& a_scale, const Tensor& b, const Tensor
   const Argument input{"a", view_of(a)};
   BmmArgs args = check_bmm(Checks("bmm"), input, {"a_scale", view_of(a_scale)}, {"b", view_of(b)},
                            {"b_scale", view_of(b_scale)}, m);
-  Tensor c = empty(input.view, Dtype::kBf16, {args.batch, args.m, args.n});
+  Tensor c = empty("bmm", input.view, Dtype::kBf16, {args.batch, args.m, args.n});
   run_bmm(args, input.view, view_of(c));
   return c;
 }

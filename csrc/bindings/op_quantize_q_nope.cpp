@@ -49,9 +49,9 @@ std::tuple<Tensor, Tensor> quantize_q_nope(const Tensor& q_nope, int64_t m_align
   QuantizeArgs args = check_quantize(check, input, m_alignment, amax_floor, zero_pad);
   check.inputs({input});
   const int64_t groups = args.k / kScaleGroup, scale_rows = round_up(args.m, kScaleRowsMultiple);
-  Tensor val = empty(input.view, Dtype::kE4m3, {args.h, args.m, args.k});
-  Tensor scale =
-      empty_strided(input.view, Dtype::kFp32, {args.h, args.m, groups}, {scale_rows * groups, 1, scale_rows});
+  Tensor val = empty("quantize_q_nope", input.view, Dtype::kE4m3, {args.h, args.m, args.k});
+  Tensor scale = empty_strided("quantize_q_nope", input.view, Dtype::kFp32, {args.h, args.m, groups},
+                               {scale_rows * groups, 1, scale_rows});
   run_quantize(args, input.view, view_of(val), view_of(scale));
   return {val, scale};
 }

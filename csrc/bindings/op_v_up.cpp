@@ -60,7 +60,7 @@ Tensor v_up(const Tensor& o_latent, const Tensor& w_uv, const Tensor& w_uv_scale
   const Argument input{"o_latent", view_of(o_latent)};
   VUpArgs args = check_v_up(Checks("v_up"), input, {"w_uv", view_of(w_uv)}, {"w_uv_scale", view_of(w_uv_scale)},
                             {"out_scale", view_of_optional(out_scale)});
-  Tensor v = empty(input.view, args.out_dtype, {args.s, args.h, args.v_dim});
+  Tensor v = empty("v_up", input.view, args.out_dtype, {args.s, args.h, args.v_dim});
   run_v_up(args, input.view, view_of(v));
   return v;
 }
@@ -84,8 +84,9 @@ std::tuple<Tensor, Tensor> v_up_quantized(const Tensor& o_latent, const Tensor& 
   VUpArgs args = check_v_up_quantized(Checks("v_up_quantized"), input, {"w_uv", view_of(w_uv)},
                                       {"w_uv_scale", view_of(w_uv_scale)});
   const int64_t width = args.h * args.v_dim;
-  Tensor val = empty(input.view, Dtype::kE4m3, {args.s, width});
-  Tensor scale = empty_strided(input.view, Dtype::kFp32, {args.s, args.h}, {1, round_up(args.s, kScaleRowsMultiple)});
+  Tensor val = empty("v_up_quantized", input.view, Dtype::kE4m3, {args.s, width});
+  Tensor scale = empty_strided("v_up_quantized", input.view, Dtype::kFp32, {args.s, args.h},
+                               {1, round_up(args.s, kScaleRowsMultiple)});
   run_v_up_quantized(args, input.view, view_of(val), view_of(scale));
   return {val, scale};
 }

@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <array>
+#include <stdexcept>
+#include <string>
 #include <utility>
 
 namespace mla_fp8 {
@@ -48,12 +50,17 @@ int32_t dtype_to_torch(Dtype dtype) {
   }
 }
 
-torch::stable::Tensor allocate(const View& like, Dtype dtype, std::initializer_list<int64_t> sizes,
+torch::stable::Tensor allocate(const char* op, const View& like, Dtype dtype, std::initializer_list<int64_t> sizes,
                                const int64_t* strides) {
   AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides,
-                                                  dtype_to_torch(dtype), like.device_type, like.device_index, &handle));
-  return torch::stable::Tensor(handle);
+  const AOTITorchError error =
+      aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides, dtype_to_torch(dtype),
+                               like.device_type, like.device_index, &handle);
+  if (error == AOTI_TORCH_SUCCESS) return torch::stable::Tensor(handle);
+  std::string shape;
+  for (int64_t size : sizes) shape += (shape.empty() ? "[" : ", ") + std::to_string(size);
+  throw std::runtime_error(std::string(op) + ": the result must fit into the memory of " + device_of(like) +
+                           ", got shape " + shape + "] of " + name_of(dtype) + " (out of memory)");
 }
 
 }  // namespace
@@ -133,19 +140,19 @@ std::string device_of(const View& view) {
   return type + ":" + std::to_string(view.device_index);
 }
 
-torch::stable::Tensor empty_strided(const View& like, Dtype dtype, std::initializer_list<int64_t> sizes,
+torch::stable::Tensor empty_strided(const char* op, const View& like, Dtype dtype, std::initializer_list<int64_t> sizes,
                                     std::initializer_list<int64_t> strides) {
-  return allocate(like, dtype, sizes, strides.begin());
+  return allocate(op, like, dtype, sizes, strides.begin());
 }
 
-torch::stable::Tensor empty(const View& like, Dtype dtype, std::initializer_list<int64_t> sizes) {
+torch::stable::Tensor empty(const char* op, const View& like, Dtype dtype, std::initializer_list<int64_t> sizes) {
   std::array<int64_t, kMostDims> strides;
   int64_t stride = 1;
   for (size_t i = sizes.size(); i-- > 0;) {
     strides[i] = stride;
-    stride *= std::max<int64_t>(sizes.begin()[i], 1);  // as torch does, so that fakes agree on empty tensors
+    if (i > 0) stride *= std::max<int64_t>(sizes.begin()[i], 1);  // as torch does, so that fakes agree on empty tensors
   }
-  return allocate(like, dtype, sizes, strides.data());
+  return allocate(op, like, dtype, sizes, strides.data());
 }
 
 bool requires_grad(const View& view) {

@@ -37,11 +37,11 @@ std::string name_of(const View& view);  // of its dtype
 std::string device_of(const View& view);
 
 // An uninitialized tensor on the device of `like`.
-torch::stable::Tensor empty_strided(const View& like, Dtype dtype, std::initializer_list<int64_t> sizes,
+torch::stable::Tensor empty_strided(const char* op, const View& like, Dtype dtype, std::initializer_list<int64_t> sizes,
                                     std::initializer_list<int64_t> strides);
 
 // The same with the strides that torch calls contiguous.
-torch::stable::Tensor empty(const View& like, Dtype dtype, std::initializer_list<int64_t> sizes);
+torch::stable::Tensor empty(const char* op, const View& like, Dtype dtype, std::initializer_list<int64_t> sizes);
 
 // Whether autograd would record an operation on it. The stable interface has no getter: an alias of a tensor that
 // requires a gradient is no leaf. To be called in grad mode only.

@@ -24,7 +24,9 @@ uint64_t memo_index(const Problem& p) {
   mix(p.n);
   mix(p.k);
   mix(p.m);
-  mix(static_cast<int64_t>(p.op) << 32 ^ p.pe << 16 ^ p.in_bytes << 12 ^ p.out_bytes << 8 ^ p.align_bytes);
+  mix(p.op);
+  mix(p.pe);
+  for (const int bytes : {p.in_bytes, p.out_bytes, p.align_bytes}) mix(bytes);
   return hash >> (64 - kMemoBits);
 }
 

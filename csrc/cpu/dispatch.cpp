@@ -1,4 +1,4 @@
-// Which instruction set this machine gets.
+// Which instruction set this machine gets: the best that it has and that the build's MLA_FP8_CPU allows.
 #include "cpu/gemm.h"
 
 namespace mla_fp8::cpu {
@@ -7,11 +7,12 @@ namespace {
 const Kernels& choose() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl")) {
+  if (MLA_FP8_USE_AVX512 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
     return *avx512_kernels();
   }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+  if (MLA_FP8_USE_AVX2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c")) {
     return *avx2_kernels();
   }
 #endif
