@@ -20,24 +20,30 @@ inline uint64_t step_bytes(int64_t extent, int64_t stride, int64_t element_bytes
 // of kernels/few_rows.cuh.
 inline void encode_weight_map(const char* op, const char* tensor, const uint8_t* weights, const int64_t (&stride)[2],
                               int64_t heads, int64_t rows, int64_t columns, const Tile& tile, TensorMap* map) {
-  constexpr uint32_t kLanesOfRows = 8, kWarps = 4;
+  using Five = uint64_t[5];
+  const uint64_t head_bytes = static_cast<uint64_t>(stride[0]), row_bytes = static_cast<uint64_t>(stride[1]);
+  const uint64_t lane_rows = static_cast<uint64_t>(tile.lane_columns);
   TensorMapSpec spec{};
   spec.type = TensorMapType::kU8;
   spec.rank = 5;
   spec.address = weights;
-  const uint64_t head_bytes = static_cast<uint64_t>(stride[0]), row_bytes = static_cast<uint64_t>(stride[1]);
-  const uint64_t lane_rows = static_cast<uint64_t>(tile.lane_columns), u_rows = static_cast<uint64_t>(rows);
-  using Five = uint64_t[5];
-  const Five turned_dims = {static_cast<uint64_t>(columns), kLanesOfRows, lane_rows,
-                            u_rows / (kLanesOfRows * lane_rows), static_cast<uint64_t>(heads)};
-  const Five turned_strides = {0, lane_rows * row_bytes, row_bytes, kLanesOfRows * lane_rows * row_bytes, head_bytes};
-  const Five turned_box = {kScaleGroup, kLanesOfRows, 2, kWarps, 1};
-  const Five dims = {static_cast<uint64_t>(columns), 2, kQuad, u_rows / 2, static_cast<uint64_t>(heads)};
-  const Five strides = {0, row_bytes, lane_rows * row_bytes, 2 * row_bytes, head_bytes};
-  const Five box = {kScaleGroup, 2, kQuad, lane_rows / 2, 1};
-  std::copy_n(tile.turned ? turned_dims : dims, 5, spec.dims);
-  std::copy_n(tile.turned ? turned_strides : strides, 5, spec.strides_bytes);
-  std::copy_n(tile.turned ? turned_box : box, 5, spec.box);
+  const auto lay_out = [&](const Five& dims, const Five& strides_bytes, const Five& box) {
+    std::copy_n(dims, 5, spec.dims);
+    std::copy_n(strides_bytes, 5, spec.strides_bytes);
+    std::copy_n(box, 5, spec.box);
+  };
+  const uint64_t u_columns = static_cast<uint64_t>(columns), u_rows = static_cast<uint64_t>(rows);
+  const uint64_t u_heads = static_cast<uint64_t>(heads);
+  if (tile.turned) {
+    const uint64_t warp_rows = kWarpRows * lane_rows;
+    lay_out({u_columns, kWarpRows, lane_rows, u_rows / warp_rows, u_heads},
+            {0, lane_rows * row_bytes, row_bytes, warp_rows * row_bytes, head_bytes},
+            {kScaleGroup, kWarpRows, 2, kWarpgroupWarps, 1});
+  } else {
+    lay_out({u_columns, 2, kQuad, u_rows / 2, u_heads},
+            {0, row_bytes, lane_rows * row_bytes, 2 * row_bytes, head_bytes},
+            {kScaleGroup, 2, kQuad, lane_rows / 2, 1});
+  }
   spec.swizzle = Swizzle::k128Bytes;
   encode_tensor_map(op, tensor, spec, map);
 }

@@ -59,8 +59,10 @@ void absorb_q(const AbsorbQArgs& args, int device_index, void* stream) {
   params.r = static_cast<i32>(args.r);
   params.p = static_cast<i32>(args.p);
   params.is_fp16 = args.in_dtype == Dtype::kFp16;
-  static std::atomic<u32> launches{0};
-  params.phase_slot = launches.fetch_add(1, std::memory_order_relaxed) % phases::kSlots;
+  if (config.tile->phased) {
+    static std::atomic<u32> launches{0};
+    params.phase_slot = launches.fetch_add(1, std::memory_order_relaxed) % phases::kSlots;
+  }
   device.launch(config, &params, stream);
 }
 

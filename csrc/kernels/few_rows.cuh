@@ -13,7 +13,6 @@ namespace mla_fp8::few_rows {
 
 inline constexpr int kTileRows = 64;  // of A: one wgmma
 inline constexpr int kTileBytes = kTileRows * kGroup;
-inline constexpr int kWarps = 4;
 
 // One thread. The warpgroup's kTiles tiles, from weights' row `row` and column `column` on.
 template <int kTiles>
@@ -59,7 +58,7 @@ struct Lane {
 
 template <int kTiles>
 MLA_FP8_DEVICE Lane lane_of() {
-  const int thread = threadIdx.x % (32 * kWarps);
+  const int thread = threadIdx.x % (32 * kWarpgroupWarps);
   return {thread / kQuad * (2 * kTiles), thread % kQuad * 2};
 }
 
