@@ -24,6 +24,7 @@ import timing
 import torch
 from attention_backends import BACKENDS, PACKAGES, PAGE, Shape
 from decode_case import OWN, Case, Part
+from gpu import integers
 from measure import release
 from report import environment, microseconds, origin, write_json
 from rich.console import Console
@@ -55,10 +56,6 @@ def versions() -> dict[str, str | None]:
         except importlib.metadata.PackageNotFoundError:
             installed[package] = None
     return installed
-
-
-def integers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
 
 
 def names(text: str) -> list[str]:

@@ -56,6 +56,10 @@ def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in table)
 
 
+def _origin(row: Mapping[str, Any], *keys: str) -> str:
+    return ", ".join(str(row.get(key)) for key in keys or ("gpu", "torch", "commit", "date"))
+
+
 def gpu(rows: Rows) -> str:
     """Per side: ours, the floor, the fused Triton kernel, the fastest other; in brackets what ours is faster by."""
     timed = [row for row in rows if row.get("us") and row["heads"] == HEADS]
@@ -70,7 +74,7 @@ def gpu(rows: Rows) -> str:
             lines += [["fastest of the others", *(_other(by_s[s], _is_peer) for s in s_values)]]
     lines = [line for line in lines if line[0].startswith("**") or any(line[1:])]
     first = timed[0]
-    origin = ", ".join(str(first.get(key)) for key in ("gpu", "torch", "commit", "date"))
+    origin = _origin(first)
     note = f"µs, median, weights cold, H = {HEADS}; in brackets, that time over ours. {origin}.\n"
     return markdown(["", *(f"S = {s}" for s in s_values)], lines) + "\n" + note
 
@@ -86,7 +90,7 @@ def heads(rows: Rows) -> str:
                 [row for row in timed if (row["side"], row["heads"], row["s"]) == (side, count, s)] for s in s_values
             ]
             lines += [[title, str(count), *(_beside_fastest(case) for case in by_s)]]
-    origin = ", ".join(str(timed[0].get(key)) for key in ("gpu", "torch", "commit", "date"))
+    origin = _origin(timed[0])
     note = f"µs, median, weights cold; in brackets, the fastest other's time over ours. {origin}.\n"
     return markdown(["", "H", *(f"S = {s}" for s in s_values)], lines) + "\n" + note
 
@@ -137,7 +141,7 @@ def cpu(rows: Rows) -> str:
             own = name.startswith("mla_fp8")
             lines.append([f"**{op}**" if own else name, *(f"**{cell}**" if own else cell for cell in cells)])
     first = rows[0]
-    origin = ", ".join(str(first.get(key)) for key in ("cpu", "capability", "torch", "commit", "date"))
+    origin = _origin(first, "cpu", "capability", "torch", "commit", "date")
     note = f"ms, median; H = {first['heads']}, {first['threads']} threads. {origin}.\n"
     return markdown(["", *(f"S = {s}" for s in s_values)], lines) + "\n" + note
 
@@ -148,7 +152,7 @@ def quantize(rows: Rows) -> str:
     for row in rows:
         times = microseconds(row["us"]), microseconds(row["memcpy_us"]), f"{row['us'] / row['memcpy_us']:.2f}"
         lines.append([row["input"], str(row["s"]), *times])
-    origin = ", ".join(str(rows[0].get(key)) for key in ("gpu", "torch"))
+    origin = _origin(rows[0], "gpu", "torch")
     note = f"µs, median, H = {rows[0]['heads']}. {origin}.\n"
     return markdown(["q_nope", "S", "quantize_q_nope", "copy of the same bytes", "ratio"], lines) + "\n" + note
 
@@ -165,7 +169,7 @@ def tiles(rows: Rows) -> str:
         cells = [row["side"], str(row["heads"]), str(row["s"]), chosen, over, times]
         lines.append(cells)
     first = rows[0]
-    origin = ", ".join(str(first.get(key)) for key in ("gpu", "torch", "commit", "date"))
+    origin = _origin(first)
     note = f"µs, median, weights cold, bits equal. {origin}.\n"
     return markdown(["", "H", "S", "chosen", "over best", "the fastest, µs"], lines) + "\n" + note
 
@@ -189,7 +193,7 @@ def decode_step(rows: Rows) -> str:
         cells = [_part(own[0]), *(_part(row, row is fastest) for row in attentions), _part(own[1]), shares, step]
         lines.append(["{}, {}, {}".format(*shape), *cells])
     problems = {f"{row['backend']}: {row['status']}: {row['reason']}" for row in rows if row["status"] != "ok"}
-    origin = ", ".join(str(rows[0].get(key)) for key in ("gpu", "torch", "commit", "date"))
+    origin = _origin(rows[0])
     note = f"µs, median, weights and cache cold; **fastest** attention, of which the shares are. {origin}.\n"
     header = ["H, batch, context", "absorb_q", *backends, "v_up", "share: absorb_q / attention / v_up", "in one graph"]
     return markdown(header, lines) + "\n" + note + "".join(f"{problem}\n" for problem in sorted(problems))
