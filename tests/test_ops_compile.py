@@ -45,18 +45,22 @@ def test_op_compiled_gives_the_eager_bits(rng, device, case):
     assert backend.frame_count <= (MOST_COMPILES_WITH_V_SCALE if case.op == "v_up_quantized" else 1)
 
 
+def assert_writes_the_eager_bits(compiled, rng, device, case, s):
+    arguments = case.arguments(rng, s, 3, device=device)
+    want = case.call(arguments)
+    views, buffers = case.out_views(want)
+    compiled(**arguments, **views)
+    for view, buffer, expected in zip(views.values(), buffers, want, strict=True):
+        helpers.assert_same_bits(view, expected)
+        helpers.assert_untouched_outside(buffer, view)
+
+
 @each_case
 def test_op_out_compiled_gives_the_eager_bits(rng, device, case):
     backend = CompileCounterWithBackend("inductor")
     compiled = torch.compile(lambda **arguments: case.out(**arguments), fullgraph=True, dynamic=True, backend=backend)
     for s in TOKENS:
-        arguments = case.arguments(rng, s, 3, device=device)
-        want = case.call(arguments)
-        views, buffers = case.out_views(want)
-        compiled(**arguments, **views)
-        for view, buffer, expected in zip(views.values(), buffers, want, strict=True):
-            helpers.assert_same_bits(view, expected)
-            helpers.assert_untouched_outside(buffer, view)
+        assert_writes_the_eager_bits(compiled, rng, device, case, s)
     assert backend.frame_count == 1
 
 
@@ -94,13 +98,7 @@ def test_op_out_compiled_with_reduce_overhead_gives_the_eager_bits(rng, device, 
                              mode="reduce-overhead")  # fmt: skip
     for s in TOKENS:
         for _ in range(RUNS_TO_REPLAY):
-            arguments = case.arguments(rng, s, 3, device=device)
-            want = case.call(arguments)
-            views, buffers = case.out_views(want)
-            compiled(**arguments, **views)
-            for view, buffer, expected in zip(views.values(), buffers, want, strict=True):
-                helpers.assert_same_bits(view, expected)
-                helpers.assert_untouched_outside(buffer, view)
+            assert_writes_the_eager_bits(compiled, rng, device, case, s)
     if device == "cuda":
         assert counters["inductor"]["cudagraph_skips"] >= 1
 
