@@ -31,7 +31,7 @@ test-install: .venv/.tools
 
 # Nightly: ten times what `make test` draws, and the CPU code under ASan and UBSan.
 fuzz: $(SETUP)
-	$(PYTHON) -m pytest tests/test_ops_fuzz.py --fuzz-cases=10000 --hypothesis-show-statistics $(ARGS)
+	$(PYTHON) -m pytest tests/test_ops_fuzz.py tests/test_config_fuzz.py tests/test_weights_fuzz.py --fuzz-cases=10000 --hypothesis-show-statistics $(ARGS)
 
 sanitize: $(SETUP)
 	PYTHON=$(PYTHON) bash tests/sanitize_cpu.sh $(ARGS)

@@ -55,7 +55,7 @@ def read_kv_b_proj(directory: str | Path, layer: int, tp_rank: int, tp_size: int
         return KvBProj(weight, None, dims, None)
 
     block = quantization.get("weight_block_size", [GROUP, GROUP])
-    require(block == [GROUP, GROUP], WHERE, "weight_block_size", f"be [{GROUP}, {GROUP}]", block)
+    require(block == [GROUP, GROUP], WHERE, "weight_block_size", f"be [{GROUP}, {GROUP}]", repr(block))
     rule = f"be in the checkpoint beside {weight_name} of type {weight_type}"
     require(scale_name in files, WHERE, scale_name, rule, "no such tensor")
     shape, blocks = [whole.rows // GROUP, kv_lora_rank // GROUP], slice(rows.start // GROUP, rows.stop // GROUP)

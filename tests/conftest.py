@@ -11,13 +11,10 @@ import processes
 import pytest
 import torch
 
-hypothesis.settings.register_profile("mla_fp8", deadline=None, print_blob=True)
-hypothesis.settings.load_profile("mla_fp8")
-
 
 def pytest_addoption(parser):
     parser.addoption("--seed", type=int, default=None, help="repeat a run whose header showed this seed")
-    parser.addoption("--fuzz-cases", type=int, default=1000, help="calls that test_ops_fuzz.py draws")
+    parser.addoption("--fuzz-cases", type=int, help="fresh cases of each fuzz test; else 1,000 that never change")
 
 
 def pytest_configure(config):
@@ -32,9 +29,11 @@ def pytest_configure(config):
         for name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):
             os.environ.setdefault(name, str(share))  # of child processes, and of torch.compile, which reads it later
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here asks a network, and a look-up may take minutes to fail
-    hypothesis.settings.register_profile(
-        "fuzz", hypothesis.settings.get_profile("mla_fp8"), max_examples=config.option.fuzz_cases
-    )
+    # A change is judged by the cases that the change before it passed; who looks for new ones asks for --fuzz-cases.
+    fresh = config.option.fuzz_cases is not None
+    hypothesis.settings.register_profile("mla_fp8", deadline=None, print_blob=True, derandomize=not fresh)
+    hypothesis.settings.load_profile("mla_fp8")
+    hypothesis.settings.register_profile("fuzz", max_examples=config.option.fuzz_cases or 1000)
     # Without -m, a machine without a GPU leaves the gpu tests out; `-m gpu` there fails instead of passing silently.
     if not config.option.markexpr and not torch.cuda.is_available():
         config.option.markexpr = "not gpu"

@@ -51,7 +51,7 @@ def assert_sane(config, asked):
     assert config.tiles == math.ceil(rows / config.tile.m) * (columns // config.tile.n) * asked.heads
 
 
-@settings(max_examples=1500)
+@settings.get_profile("fuzz")
 @given(
     op=st.sampled_from([Op.quantize_q_nope, Op.bmm, Op.absorb_q, Op.v_up]),
     wide=some(WIDE_FIELDS, WIDE),
@@ -66,13 +66,14 @@ def test_select_config_answers_or_refuses_any_problem(op, wide, narrow):
         assert_sane(config, asked)
 
 
-@settings(max_examples=1500)
+@settings.get_profile("fuzz")
 @given(
     op=st.sampled_from([Op.quantize_q_nope, Op.bmm, Op.absorb_q, Op.v_up]),
     s=st.sampled_from([0, 1, 64, 4096, INT32 - 1]),
     limits=some(LIMITS, NARROW),
     speeds=some(SPEEDS, SPEED),
 )
+@example(op=Op.absorb_q, s=1, limits={}, speeds={"sm_gbps": 4e5, "dram_gbps": 1e9, "latency_us": 0.0, "launch_us": 0.0})
 def test_select_config_answers_or_refuses_any_device(op, s, limits, speeds):
     asked = Problem(
         op=op, s=s, heads=16, in_bytes=1 if op == Op.bmm else 2, out_bytes=1 if op == Op.quantize_q_nope else 2

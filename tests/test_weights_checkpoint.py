@@ -152,6 +152,7 @@ def test_rejects_arguments(checkpoint, call, message):
             "weight_block_size must be [128, 128], got [64, 128]",
         ),
         ({"quantization_config": {"weight_block_size": None}}, "weight_block_size must be [128, 128], got None"),
+        ({"quantization_config": {"weight_block_size": ""}}, "weight_block_size must be [128, 128], got ''"),
         ({"quantization_config": "fp8"}, "quantization_config must be a JSON object, got 'fp8'"),
     ],
 )

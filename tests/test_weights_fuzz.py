@@ -13,7 +13,7 @@ from mla_fp8 import AbsorbedWeights
 
 SINGLE = "model.safetensors"
 LENGTH_BYTES = 8  # a safetensors file: length of the header, little-endian; the header, JSON; the tensors
-reuses_files = settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+reuses_files = settings(settings.get_profile("fuzz"), suppress_health_check=[HealthCheck.function_scoped_fixture])
 DTYPES = [
     "F8_E4M3",
     "F8_E5M2",

@@ -157,8 +157,9 @@ Cost add_cost(Config& config, const Problem& p, const Device& d) {
   const double overlapped_us = std::sqrt(dram_us * dram_us + l2_us * l2_us + sm_us * sm_us + mma_us * mma_us);
   const double serial_us = (sm_ctas * tiles_per_cta - 1) * tile.serial_us;
   const bool waits_in_vain = tile.phased && config.grid_x > static_cast<int64_t>(d.num_sms) * config.ctas_per_sm;
-  config.modelled_us = (waits_in_vain ? kVainWaitUs : 0) + d.launch_us + d.latency_us + tile.start_us +
-                       std::max(overlapped_us, serial_us);
+  // start_us was measured on one device; another may start a launch in less.
+  const double start_us = std::max(0.0, d.launch_us + d.latency_us + tile.start_us);
+  config.modelled_us = start_us + (waits_in_vain ? kVainWaitUs : 0) + std::max(overlapped_us, serial_us);
   return {dram_us, l2_us, std::max(sm_us, serial_us), mma_us};  // the largest is what bounds the tile
 }
 

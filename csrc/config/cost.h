@@ -14,7 +14,8 @@
 //   mma  = the busiest SM's multiply-adds, rows and columns outside the problem included
 //   us   = launch + latency + sqrt(dram^2 + l2^2 + sm^2 + mma^2): the four overlap, but not wholly; or, if that is more,
 //          launch + latency + the busiest SM's further tiles one after the other (a tile's serial_us, where measured).
-//          A tile's start_us, where measured, is added to either, and to a phased launch that is too large to run at once its vain wait
+//          A tile's start_us, where measured, is added to launch + latency (never below 0), and to a phased launch that is too
+//          large to run at once its vain wait
 #pragma once
 
 #include <string>
