@@ -5,6 +5,8 @@ from torch import Tensor
 
 from mla_fp8.kv_b_proj import require
 
+__all__ = ["attend_latents"]
+
 
 def attend_latents(q: Tensor, kv_latent: Tensor, k_pe: Tensor, mask: Tensor | None = None, *, scale: float) -> Tensor:
     """Attend from absorbed queries to latents, which all heads share as keys and as values.

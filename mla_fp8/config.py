@@ -46,8 +46,14 @@ def forced_tile(symbol: str) -> Iterator[None]:
     Args:
         symbol: of a line of csrc/config/tiles.h, as `tiles()` lists them, e.g. "absorb_q_n512".
 
+    Returns:
+        a context manager; at its end the thread chooses tiles again.
+
     Raises:
-        ValueError: no such tile is compiled. A call that the tile cannot run raises RuntimeError with the reason.
+        ValueError: no such tile is compiled.
+        RuntimeError: later, from a call that the tile cannot run, with the reason.
+
+    Notes: the bits of a result do not depend on the tile. CPU calls have no tiles.
 
     Example:
         >>> with forced_tile("absorb_q_n512"):
@@ -76,7 +82,21 @@ def problem_for(
     out_dtype: object = None,
     align_bytes: int = 16,
 ) -> Problem:
-    """The Problem that a call of `op` becomes; `explain` has the arguments."""
+    """The Problem that a call of `op` becomes.
+
+    Args:
+        op, s, heads, n, k, pe, m_alignment, out_dtype, align_bytes: as for `explain`.
+
+    Returns:
+        a Problem; what no kernel supports is said only by `select_config` and `candidates`.
+
+    Raises:
+        ValueError: op; out_dtype; m_alignment.
+
+    Example:
+        >>> problem_for("absorb_q", s=17, heads=128).k
+        128
+    """
     if op not in DEFAULT_EXTENTS:
         raise ValueError(f"explain: op must be one of {', '.join(DEFAULT_EXTENTS)}, got {op!r}")
     only_fp8 = op in ("quantize_q_nope", "v_up_quantized")
@@ -119,8 +139,10 @@ def explain(
 
     Args:
         op: quantize_q_nope, bmm, absorb_q, v_up or v_up_quantized.
-        s: tokens (rows of `a` for bmm). heads: heads (batch for bmm).
-        n: columns of the product; R for absorb_q, V for v_up. k: its summed extent. Default: DeepSeek-V3's.
+        s: tokens; rows of `a` for bmm.
+        heads: heads; the batch for bmm.
+        n: columns of the product: R for absorb_q, V for v_up. Default: DeepSeek-V3's.
+        k: its summed extent: D for absorb_q, R for v_up. Default: DeepSeek-V3's.
         pe: columns of q_pe that absorb_q appends, 0 without q_pe.
         m_alignment: rows that quantize_q_nope pads to.
         out_dtype: torch dtype or its name. Default: bfloat16, or float8_e4m3fn where the op writes nothing else.
@@ -131,10 +153,13 @@ def explain(
         An Explanation: `print` shows the table, `to_dict()` holds its values.
 
     Raises:
-        ValueError: unknown op or dtype; extents that no kernel supports, each with its rule.
+        ValueError: op; out_dtype; m_alignment; extents that no kernel supports, each with its rule.
+
+    Notes: pure and needs no GPU; a call of the op chooses the same tile.
+
+    Source: docs/configuration.md.
 
     Example:
-        >>> from mla_fp8.config import explain
         >>> explain("absorb_q", s=17, heads=128).winner.kept
         True
     """

@@ -8,6 +8,8 @@ import torch
 
 from mla_fp8.kv_b_proj import require
 
+__all__ = ["register_shardings"]
+
 Split = tuple[list[int | None], list[int | None]]
 
 # Op -> the dims of its outputs and of its tensor arguments that count heads (the batch for bmm), and tokens. None: such
@@ -45,7 +47,8 @@ def register_shardings() -> None:
     Args:
         none. A second call changes nothing.
 
-    Returns: nothing; from then on the ops take DTensors, eager and compiled.
+    Returns:
+        nothing; from then on the ops take DTensors, eager and compiled.
 
     Raises:
         ValueError: later, from v_up_quantized, where the ranks that share the heads do not divide them: DTensor would

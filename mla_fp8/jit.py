@@ -16,20 +16,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+__all__ = ["warm_up"]
+
 ARCHITECTURE = "sm_90a"
 OPTIONS = [f"--gpu-architecture={ARCHITECTURE}", "--std=c++17", "--device-as-default-execution-space"]
 _DIGEST_BYTES = hashlib.sha256().digest_size  # a cached file is the digest of its name and image, then the image
 _PATIENCE_S = 120.0  # with another process that compiles; then this one does so too
 _POLL_S = 0.05
-_LOADER = ctypes.CFUNCTYPE(
-    ctypes.c_int,  # 0: data and size are set
-    ctypes.c_char_p,  # image name
-    ctypes.c_int,  # device index
-    ctypes.POINTER(ctypes.c_void_p),  # data
-    ctypes.POINTER(ctypes.c_size_t),  # size
-    ctypes.POINTER(ctypes.c_char),  # error
-    ctypes.c_size_t,  # error's size
-)
+# mla_fp8_image_loader of csrc/bindings/images.h: image name, device index, data, size, error, error's size -> 0: found
+_LOADER = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.POINTER(ctypes.c_void_p),
+                           ctypes.POINTER(ctypes.c_size_t), ctypes.POINTER(ctypes.c_char), ctypes.c_size_t)  # fmt: skip
 _ERROR_BYTES = 8192
 
 _log = logging.getLogger("mla_fp8")
@@ -129,7 +125,19 @@ def compile_image(nvrtc: Any, source: Path, options: list[str]) -> bytes:
 
 
 def warm_up(device_index: int = 0) -> None:
-    """Load every kernel onto a GPU, compiling where needed, so that a CUDA graph capture may begin with any op."""
+    """Load every kernel onto a GPU, compiling where needed, so that a CUDA graph capture may begin with any op.
+
+    Args:
+        device_index: of torch's devices, as in cuda:0.
+
+    Returns: nothing.
+    Raises: RuntimeError for no CUDA driver or one older than 12.0, a device index or compute capability that is not
+        supported, no NVRTC where it is needed, or sources that it does not compile.
+    Notes: launches nothing; waits for NVRTC, some seconds a kernel, unless `cache_directory()` has its work. Not needed
+        where the driver takes embedded kernels: `python -m mla_fp8 info`.
+    Example:
+        >>> warm_up() if torch.cuda.is_available() else None
+    """
     if _library is None:
         raise RuntimeError("warm_up: the op library must be loaded, got none: import mla_fp8 first")
     error = ctypes.create_string_buffer(_ERROR_BYTES)

@@ -7,6 +7,8 @@ Products are exact up to float64 and rounded once, so kernels agree within the r
 import torch
 from torch import Tensor
 
+__all__ = ["absorb_q", "bmm", "dequantize_blocks", "quantize", "quantize_q_nope", "to_fp8", "v_up", "v_up_quantized"]
+
 GROUP = 128  # activations share a scale by 1x128, weights by 128x128
 FP8_MAX = 448.0  # largest finite float8_e4m3fn
 AMAX_FLOOR = 1e-4  # DeepGEMM's per_token_cast_to_fp8

@@ -1,20 +1,18 @@
 """The weights of MLA's two absorbed products, cut once from a checkpoint's kv_b_proj and kept in FP8."""
 
-import copy
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mla_fp8.checkpoint import KV_B_PROJ, read_kv_b_proj
-from mla_fp8.kv_b_proj import E4M3, HeadDims, contiguous_copy, cut_heads, quantize_blocks, require, require_head_dim
+from mla_fp8.fp8_buffers import Fp8Buffers
+from mla_fp8.kv_b_proj import E4M3, HeadDims, cut_heads, quantize_blocks, require, require_head_dim
 from mla_fp8.reference import AMAX_FLOOR, GROUP, dequantize_blocks
 from mla_fp8.weights_file import BUFFERS, read_weights
 
 
-class AbsorbedWeights(nn.Module):
+class AbsorbedWeights(Fp8Buffers):
     """W_UK and W_UV of one MLA layer in FP8, in the layouts that `absorb_q` and `v_up` read.
 
     Args:
@@ -23,10 +21,14 @@ class AbsorbedWeights(nn.Module):
         w_uv: [H, V, R] float8_e4m3fn, often a view of the checkpoint (head stride (D+V)*R).
         w_uv_scale: [H, V/128, R/128] float32.
 
-    Raises: ValueError for dtypes, ranks, extents that disagree, dims that are no multiple of 128, more than one device.
+    Raises:
+        ValueError: dtypes, ranks, devices that differ, extents that disagree, dims that are no multiple of 128.
+
     Notes: the four are buffers. Moving the module to a device moves them; casting it (`.half()`, `.to(torch.bfloat16)`)
-        leaves their dtypes alone. A deepcopy owns its memory. `torch.save` of a view writes the whole tensor behind it.
-    Source: DeepSeek-V2 (arXiv 2405.04434), section 2.1.2: W_UK is absorbed into W_Q, W_UV into W_O.
+    leaves their dtypes alone. A deepcopy owns its memory. `torch.save` of a view writes the whole tensor behind it.
+
+    Source: DeepSeek-V2 paper (arXiv:2405.04434), section 2.1.2: W_UK is absorbed into W_Q, W_UV into W_O.
+
     Example:
         >>> weight, scale = torch.zeros(16 * 256, 512).to(torch.float8_e4m3fn), torch.ones(16 * 2, 4)
         >>> AbsorbedWeights.from_kv_b_proj(weight, scale, num_heads=16).w_uk.shape
@@ -39,6 +41,7 @@ class AbsorbedWeights(nn.Module):
     w_uv_scale: Tensor
 
     def __init__(self, w_uk: Tensor, w_uk_scale: Tensor, w_uv: Tensor, w_uv_scale: Tensor) -> None:
+        """Hold four tensors as they are; the class has their rules."""
         super().__init__()
         where, tensors = "AbsorbedWeights", (w_uk, w_uk_scale, w_uv, w_uv_scale)
         for name, tensor in zip(BUFFERS, tensors, strict=True):
@@ -79,9 +82,12 @@ class AbsorbedWeights(nn.Module):
             copy_w_uv: False: `w_uv` is a view, which keeps the whole storage of `weight` alive and sees writes to it
                 (copied all the same where `weight` is not aligned to 16 bytes). True: it owns its memory.
 
-        Returns: the weights, on `weight`'s device.
-        Raises: ValueError for a wrong dtype, rank or extent, a head dim that is no multiple of 128, a scale that is not
-            finite, or tensors on two devices.
+        Returns:
+            the weights of [H, ...] heads in float8_e4m3fn and float32, on `weight`'s device.
+
+        Raises:
+            ValueError: num_heads; a head dim that is no multiple of 128; dtype, rank or extents of weight, then of its
+                scale; tensors on two devices; a scale that is not finite.
         """
         dims = HeadDims(num_heads, qk_nope_head_dim, v_head_dim)
         return cls(*cut_heads("from_kv_b_proj", weight, weight_scale_inv, dims, scale_fmt, copy_w_uv))
@@ -103,8 +109,11 @@ class AbsorbedWeights(nn.Module):
             num_heads, qk_nope_head_dim, v_head_dim: H, D, V as in `from_kv_b_proj`.
             amax_floor: a block's largest magnitude counts as at least this; finite, >= 1e-30.
 
-        Returns: weights that own their memory, on `weight`'s device; for normal data their relative error is 2.6e-2.
-        Raises: ValueError as `from_kv_b_proj`, and for an `amax_floor` out of range or a `weight` that is not finite.
+        Returns:
+            weights that own their memory, on `weight`'s device; for normal data their relative error is 2.6e-2.
+
+        Raises:
+            ValueError: as `from_kv_b_proj`; an amax_floor out of range; a weight that is not finite.
         """
         dims = HeadDims(num_heads, qk_nope_head_dim, v_head_dim)
         value, scale = quantize_blocks("from_bf16", weight, dims, amax_floor)
@@ -134,9 +143,13 @@ class AbsorbedWeights(nn.Module):
             quantize_bf16: allow a checkpoint without FP8 weights, quantized as by `from_bf16`.
             name: the tensors' name before `.weight` and `.weight_scale_inv`, with `{layer}` in it.
 
-        Returns: the weights of this rank, on the CPU.
-        Raises: ValueError for a `tp_rank` out of range, a missing or broken file, a `tp_size` that does not divide the
-            heads, a missing tensor, a block size other than 128x128, and as `from_kv_b_proj`.
+        Returns:
+            the weights of this rank, on the CPU.
+
+        Raises:
+            ValueError: layer, tp_rank or tp_size out of range; a missing or broken file; a tp_size that does not divide
+                the heads; a missing tensor; a block size other than 128x128; weights that are not FP8, without
+                quantize_bf16; and as `from_kv_b_proj`.
         """
         where, found = "from_safetensors", read_kv_b_proj(directory, layer, tp_rank, tp_size, name)
         weight, scale, dims, scale_fmt = found
@@ -148,7 +161,17 @@ class AbsorbedWeights(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path) -> "AbsorbedWeights":
-        """Read one of the files that `python -m mla_fp8 convert` writes; `weights_file.read_weights` has the rules."""
+        """Read one of the files that `python -m mla_fp8 convert` writes.
+
+        Args:
+            path: a safetensors file of w_uk, w_uk_scale, w_uv and w_uv_scale.
+
+        Returns:
+            the weights, on the CPU, mapped from the file.
+
+        Raises:
+            ValueError: a missing or broken file; one that holds other tensors; and as the constructor.
+        """
         return cls(*read_weights(path))
 
     @torch.no_grad()
@@ -167,7 +190,9 @@ class AbsorbedWeights(nn.Module):
             weight_scale_inv, scale_fmt: as in `from_kv_b_proj`.
 
         Returns: self.
-        Raises: ValueError as the constructors, and where extents differ from these; nothing is written then.
+        Raises:
+            ValueError: as the constructors; extents that differ from these. Nothing is written then.
+
         Notes: where `w_uv` is a view of the first checkpoint tensor, that tensor is written too.
         """
         where, dims = "update_", HeadDims(self.num_heads, self.qk_nope_head_dim, self.v_head_dim)
@@ -185,24 +210,32 @@ class AbsorbedWeights(nn.Module):
         return self
 
     def dequantize(self) -> tuple[Tensor, Tensor]:
-        """W_UK [H, D, R] and W_UV [H, V, R] in float32: value * scale, rounded once, as the checkpoint dequantizes."""
+        """The weights as numbers: value * scale, rounded once, as the checkpoint dequantizes.
+
+        Returns: W_UK [H, D, R] and W_UV [H, V, R] float32, new tensors on the weights' device.
+        Raises: nothing.
+        """
         w_uk, w_uv = dequantize_blocks(self.w_uk, self.w_uk_scale), dequantize_blocks(self.w_uv, self.w_uv_scale)
         return w_uk.float().mT.contiguous(), w_uv.float()
 
     @property
     def num_heads(self) -> int:
+        """H, of this rank."""
         return self.w_uk.shape[0]
 
     @property
     def kv_lora_rank(self) -> int:
+        """R."""
         return self.w_uk.shape[1]
 
     @property
     def qk_nope_head_dim(self) -> int:
+        """D."""
         return self.w_uk.shape[2]
 
     @property
     def v_head_dim(self) -> int:
+        """V."""
         return self.w_uv.shape[1]
 
     @property
@@ -211,38 +244,6 @@ class AbsorbedWeights(nn.Module):
         return sum(buffer.nbytes for buffer in self.buffers())
 
     def extra_repr(self) -> str:
+        """Dims, bytes and device, for the module's repr."""
         dims = ("num_heads", "qk_nope_head_dim", "kv_lora_rank", "v_head_dim", "memory_bytes")
         return ", ".join(f"{dim}={getattr(self, dim)}" for dim in dims) + f", device={self.w_uk.device}"
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AbsorbedWeights":
-        """Moves pass, casts do not: `fn` sees integers, which `.to(dtype)`, `.half()` and the like leave alone."""
-
-        def keep_dtype(buffer: Tensor) -> Tensor:
-            bits = buffer.view(torch.uint8 if buffer.dtype == E4M3 else torch.int32)
-            moved = fn(bits)
-            if moved is bits or moved.dtype != bits.dtype:  # `.type()` casts integers too
-                return buffer.to(moved.device)
-            return moved.view(buffer.dtype)
-
-        super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "AbsorbedWeights":
-        """Copy the four tensors and not the storage behind them, which may be a whole checkpoint tensor."""
-        for buffer in self.buffers():
-            memo.setdefault(id(buffer), contiguous_copy(buffer))
-        twin = memo[id(self)] = self.__class__.__new__(self.__class__)
-        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return twin
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        """Refuse other dtypes, which `copy_` would convert in silence."""
-        wrong = [
-            f"AbsorbedWeights: {prefix}{name} must be {buffer.dtype}, got {state_dict[prefix + name].dtype}"
-            for name, buffer in self.named_buffers()
-            if prefix + name in state_dict and state_dict[prefix + name].dtype != buffer.dtype
-        ]
-        if not wrong:
-            super()._load_from_state_dict(state_dict, prefix, *rest)
-        error_msgs: list[str] = rest[-1]
-        error_msgs.extend(wrong)

@@ -80,7 +80,7 @@ void bind_inputs(py::module_& module) {
       .value("bmm", Op::kBmm)
       .value("absorb_q", Op::kAbsorbQ)
       .value("v_up", Op::kVUp);
-  Struct<Problem>(module, "Problem", "What an op was called with; see config.h.")
+  Struct<Problem>(module, "Problem", "What an op was called with; see csrc/config/config.h.")
       .field("op", &Problem::op)
       .field("s", &Problem::s)
       .field("heads", &Problem::heads)
@@ -113,7 +113,7 @@ void bind_inputs(py::module_& module) {
 }
 
 void bind_outputs(py::module_& module) {
-  Struct<Tile>(module, "Tile", "A compiled kernel; see tiles.h.")
+  Struct<Tile>(module, "Tile", "A compiled kernel; see csrc/config/tiles.h.")
       .field("symbol", &Tile::symbol)
       .field("op", &Tile::op)
       .field("m", &Tile::m)
@@ -134,7 +134,7 @@ void bind_outputs(py::module_& module) {
       .field("start_us", &Tile::start_us)
       .field("serial_us", &Tile::serial_us)
       .repr();
-  Struct<Config>(module, "Config", "A tile, its grid and its modelled cost; see config.h.")
+  Struct<Config>(module, "Config", "A tile, its grid and its modelled cost; see csrc/config/config.h.")
       .field("tile", &Config::tile)
       .field("grid_x", &Config::grid_x)
       .field("tiles", &Config::tiles)
@@ -143,7 +143,7 @@ void bind_outputs(py::module_& module) {
       .field("modelled_bytes", &Config::modelled_bytes)
       .field("modelled_us", &Config::modelled_us)
       .repr();
-  Struct<Cost>(module, "Cost", "What a modelled time is made of; see cost.h.")
+  Struct<Cost>(module, "Cost", "What a modelled time is made of; see csrc/config/cost.h.")
       .field("dram_us", &Cost::dram_us)
       .field("l2_us", &Cost::l2_us)
       .field("sm_us", &Cost::sm_us)

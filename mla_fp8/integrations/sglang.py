@@ -27,6 +27,8 @@ from mla_fp8.kv_b_proj import E4M3, MAX_HEAD_DIM, MIN_AMAX_FLOOR
 from mla_fp8.ops import quantize_q_nope
 from mla_fp8.reference import GROUP
 
+__all__ = ["register"]
+
 SWITCH = "MLA_FP8_SGLANG"
 FUNCTION = "per_token_group_quant_mla_deep_gemm_masked_fp8"
 MODULES = (
@@ -47,7 +49,9 @@ def register() -> None:
 
     x_scale = max(amax(|x|), eps) / 448; x_val = e4m3(clamp(x * (1 / x_scale), ±448)), where SGLang divides by x_scale.
 
-    Notes: never raises for what it finds in SGLang. Where MLA_FP8_SGLANG is neither 0 nor 1, or where this SGLang has
+    Returns: nothing. Raises: nothing, whatever it finds in SGLang.
+
+    Notes: where MLA_FP8_SGLANG is neither 0 nor 1, or where this SGLang has
     no such function, another signature of it or no hook registry, a warning says so and SGLang stays as it is. A call
     that `quantize_q_nope` does not take (another group_size or dtype, a GPU other than sm_90, ...) runs SGLang's own
     function, with one warning a reason. SGLang applies the hook once `register` has returned.

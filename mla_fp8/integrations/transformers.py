@@ -31,6 +31,8 @@ except ImportError as error:
         "mla_fp8.integrations.transformers: install mla_fp8[transformers], got no transformers"
     ) from error
 
+__all__ = ["Summary", "disable", "enable", "enabled"]
+
 NAME = "mla_fp8"  # of the attention, and of the attribute that an enabled layer has
 OLDEST = "5.15"  # the first release whose caches hold latents
 SDPA_ONLY = ("softcap", "position_bias", "s_aux")  # arguments that torch's SDPA honours or refuses
@@ -135,6 +137,7 @@ def disable(model: nn.Module) -> None:
     Args:
         model: the model that was given to `enable`, or a deepcopy.
 
+    Returns: nothing. Raises: nothing.
     Notes: an attention implementation that was set after `enable` stays.
     """
     layer: Any
@@ -148,13 +151,13 @@ def disable(model: nn.Module) -> None:
 
 @contextmanager
 def enabled(model: nn.Module, **options: Any) -> Iterator[Summary]:
-    """`enable(model, **options)` for the block, then `disable(model)`, whatever happens.
+    """Enable a model for a block: `enable(model, **options)`, then `disable(model)`, whatever happens.
 
     Args:
         model, options: as for `enable`.
 
     Returns: the summary of `enable`, as the block's variable.
-    Raises: as `enable`; then the block does not run.
+    Raises: ImportError and ValueError as `enable`; then the block does not run.
     """
     summary = enable(model, **options)
     try:
