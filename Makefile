@@ -14,7 +14,7 @@ SETUP := .venv/.built
 endif
 SOURCES := pyproject.toml CMakeLists.txt $(shell find build_support cmake csrc -type f)
 
-.PHONY: setup demo test test-gpu test-install fuzz sanitize lint bench clean into-given-python
+.PHONY: setup demo test test-gpu test-install fuzz sanitize lint bench docs clean into-given-python
 setup: $(SETUP)
 
 demo: $(SETUP)
@@ -44,6 +44,10 @@ lint: .venv/.built
 
 bench: $(SETUP)
 	$(PYTHON) benchmarks/$(if $(shell command -v nvidia-smi),gpu,cpu).py $(ARGS)
+
+# The API reference, from the docstrings; the pages are docs/*.md.
+docs: $(SETUP)
+	$(PYTHON) docs/reference.py build/docs
 
 clean:
 	rm -rf build .venv
