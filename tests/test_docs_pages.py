@@ -1,0 +1,57 @@
+"""The code of docs/*.md runs, page by page from top to bottom, and the tensors that a page draws are as drawn."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [path for path in sorted((ROOT / "docs").glob("*.md")) if "```python" in path.read_text()]
+BLOCK = re.compile(r"```(\w+)( gpu)?\n(.*?)```", re.DOTALL)
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "e4m3": torch.float8_e4m3fn}
+# name  [shape]  dtype  strides (...)  offset n
+DRAWN = re.compile(r"^(\w+) +\[([\d, ]+)\] +(\w+) +strides \(([\d, ]+)\)(?: +offset (\d+))?", re.MULTILINE)
+DRAWN_IN_LAYOUTS = 20
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(",")))
+
+
+def blocks(page: Path, language: str, gpu: bool = False) -> list[str]:
+    return [text for name, on_gpu, text in BLOCK.findall(page.read_text()) if name == language and bool(on_gpu) == gpu]
+
+
+@torch.no_grad()
+def run(page: Path, gpu: bool = False) -> dict:
+    """The names that the page's code leaves behind."""
+    torch.manual_seed(0)
+    names: dict = {"__name__": page.stem}
+    for number, code in enumerate(blocks(page, "python", gpu), 1):
+        exec(compile(code, f"{page.name}, block {number}", "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_page_runs(page, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    run(page)
+
+
+def test_layouts_are_as_drawn():
+    page = ROOT / "docs" / "layouts.md"
+    names = run(page)
+    drawn = [found for text in blocks(page, "text") for found in DRAWN.findall(text)]
+    assert len(drawn) == DRAWN_IN_LAYOUTS
+    for name, shape, dtype, strides, offset in drawn:
+        tensor = names[name]
+        got = tuple(tensor.shape), tensor.dtype, tensor.stride(), tensor.storage_offset()
+        assert got == (numbers(shape), DTYPES[dtype], numbers(strides), int(offset or 0)), name
+
+
+def test_layouts_draw_every_tensor_of_the_ops():
+    text = (ROOT / "docs" / "layouts.md").read_text()
+    for name in ("q_nope", "q_pe", "w_uk", "w_uk_scale", "q", "o_latent", "w_uv", "w_uv_scale", "v", "v_val", "v_scale",
+                 "q_val", "q_scale", "c"):  # fmt: skip
+        assert re.search(rf"^{name} +\[", text, re.MULTILINE), name
