@@ -37,6 +37,9 @@ class Side:
     def written_bytes(self, s: int, heads: int) -> int:
         return s * heads * ((self.n + self.rope) * self.out_bytes + self.scale_bytes)
 
+    def flops(self, s: int, heads: int) -> int:
+        return 2 * s * heads * self.n * self.k
+
     def bytes(self, s: int, heads: int) -> int:
         return self.read_bytes(s, heads) + self.weight_bytes(heads) + self.written_bytes(s, heads)
 
@@ -74,6 +77,14 @@ SIDES = {
             "gemm", "q_val, q_scale -> q latent [H,S,512] bf16, product alone", "bmm", 128, 512, in_bytes=1 + 4 / GROUP
         ),
     )
+}
+SIDE_TITLES = {  # of rows of tables
+    "front512": "absorb_q, [S,H,512] bf16",
+    "front576": "absorb_q with q_pe, [S,H,576] bf16",
+    "front576_fp8": "absorb_q with q_pe, [S,H,576] e4m3",
+    "back": "v_up, [S,H,128] bf16",
+    "back_fp8": "v_up_quantized, [S,H*128] e4m3",
+    "gemm": "bmm, [H,S,512] bf16",
 }
 GROUPS = {"front": ["front512", "front576", "front576_fp8"], "back": ["back", "back_fp8"], "all": list(SIDES)}
 

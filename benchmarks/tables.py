@@ -7,14 +7,15 @@ A block stands between `<!-- table: NAME -->` and `<!-- end -->`; a name whose r
 """
 
 import argparse
-import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sides import SIDES, device_of
+from records import Rows, markdown, microseconds, read, where_from
+from roofline import table as roofline
+from sides import SIDE_TITLES, SIDES, device_of
 
 from mla_fp8.config import select_config
 
@@ -24,40 +25,6 @@ BLOCK = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 HEADS = 128
 SHOWN_TILES = 5
 FLOOR = "floor"
-Rows = Sequence[Mapping[str, Any]]
-
-SIDE_TITLES = {
-    "front512": "absorb_q, [S,H,512] bf16",
-    "front576": "absorb_q with q_pe, [S,H,576] bf16",
-    "front576_fp8": "absorb_q with q_pe, [S,H,576] e4m3",
-    "back": "v_up, [S,H,128] bf16",
-    "back_fp8": "v_up_quantized, [S,H*128] e4m3",
-    "gemm": "bmm, [H,S,512] bf16",
-}
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """JSON lines, or one object whose "rows" share its other entries."""
-    text = path.read_text()
-    try:
-        whole = json.loads(text)
-    except json.JSONDecodeError:
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
-    rows = whole.pop("rows", [{}])
-    return [{**whole, **row} for row in rows]
-
-
-def microseconds(us: float) -> str:
-    return f"{us:.2f}" if us < 10 else f"{us:.1f}" if us < 100 else f"{us:.0f}"
-
-
-def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    table = [header, ["---"] + ["---:"] * (len(header) - 1), *lines]
-    return "".join(f"| {' | '.join(line)} |\n" for line in table)
-
-
-def _origin(row: Mapping[str, Any], *keys: str) -> str:
-    return ", ".join(str(row.get(key)) for key in keys or ("gpu", "torch", "commit", "date"))
 
 
 def gpu(rows: Rows) -> str:
@@ -74,7 +41,7 @@ def gpu(rows: Rows) -> str:
             lines += [["fastest of the others", *(_other(by_s[s], _is_peer) for s in s_values)]]
     lines = [line for line in lines if line[0].startswith("**") or any(line[1:])]
     first = timed[0]
-    origin = _origin(first)
+    origin = where_from(first)
     note = f"µs, median, weights cold, H = {HEADS}; in brackets, that time over ours. {origin}.\n"
     return markdown(["", *(f"S = {s}" for s in s_values)], lines) + "\n" + note
 
@@ -90,7 +57,7 @@ def heads(rows: Rows) -> str:
                 [row for row in timed if (row["side"], row["heads"], row["s"]) == (side, count, s)] for s in s_values
             ]
             lines += [[title, str(count), *(_beside_fastest(case) for case in by_s)]]
-    origin = _origin(timed[0])
+    origin = where_from(timed[0])
     note = f"µs, median, weights cold; in brackets, the fastest other's time over ours. {origin}.\n"
     return markdown(["", "H", *(f"S = {s}" for s in s_values)], lines) + "\n" + note
 
@@ -141,7 +108,7 @@ def cpu(rows: Rows) -> str:
             own = name.startswith("mla_fp8")
             lines.append([f"**{op}**" if own else name, *(f"**{cell}**" if own else cell for cell in cells)])
     first = rows[0]
-    origin = _origin(first, "cpu", "capability", "torch", "commit", "date")
+    origin = where_from(first, "cpu", "capability", "torch", "commit", "date")
     note = f"ms, median; H = {first['heads']}, {first['threads']} threads. {origin}.\n"
     return markdown(["", *(f"S = {s}" for s in s_values)], lines) + "\n" + note
 
@@ -152,7 +119,7 @@ def quantize(rows: Rows) -> str:
     for row in rows:
         times = microseconds(row["us"]), microseconds(row["memcpy_us"]), f"{row['us'] / row['memcpy_us']:.2f}"
         lines.append([row["input"], str(row["s"]), *times])
-    origin = _origin(rows[0], "gpu", "torch")
+    origin = where_from(rows[0], "gpu", "torch")
     note = f"µs, median, H = {rows[0]['heads']}. {origin}.\n"
     return markdown(["q_nope", "S", "quantize_q_nope", "copy of the same bytes", "ratio"], lines) + "\n" + note
 
@@ -169,7 +136,7 @@ def tiles(rows: Rows) -> str:
         cells = [row["side"], str(row["heads"]), str(row["s"]), chosen, over, times]
         lines.append(cells)
     first = rows[0]
-    origin = _origin(first)
+    origin = where_from(first)
     note = f"µs, median, weights cold, bits equal. {origin}.\n"
     return markdown(["", "H", "S", "chosen", "over best", "the fastest, µs"], lines) + "\n" + note
 
@@ -193,7 +160,7 @@ def decode_step(rows: Rows) -> str:
         cells = [_part(own[0]), *(_part(row, row is fastest) for row in attentions), _part(own[1]), shares, step]
         lines.append(["{}, {}, {}".format(*shape), *cells])
     problems = {f"{row['backend']}: {row['status']}: {row['reason']}" for row in rows if row["status"] != "ok"}
-    origin = _origin(rows[0])
+    origin = where_from(rows[0])
     note = f"µs, median, weights and cache cold; **fastest** attention, of which the shares are. {origin}.\n"
     header = ["H, batch, context", "absorb_q", *backends, "v_up", "share: absorb_q / attention / v_up", "in one graph"]
     return markdown(header, lines) + "\n" + note + "".join(f"{problem}\n" for problem in sorted(problems))
@@ -214,6 +181,7 @@ RENDERERS: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "quantize": ("quantize.json", quantize),
     "tiles": ("tiles.json", tiles),
     "decode_step": ("decode_step.json", decode_step),
+    "roofline": ("h100.json", roofline),
 }
 
 

@@ -1,6 +1,7 @@
 """The parts of the GPU benchmark that need no GPU: bytes, checks, tables. Own ops and torch.bmm run on the CPU."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -14,7 +15,9 @@ sys.path.append(str(ROOT / "benchmarks"))
 import contenders  # noqa: E402
 import floor  # noqa: E402
 import measure  # noqa: E402
+import records  # noqa: E402
 import report  # noqa: E402
+import roofline  # noqa: E402
 import sides  # noqa: E402
 import tables  # noqa: E402
 import timing  # noqa: E402
@@ -151,6 +154,30 @@ def test_cpu_table_reads_the_file_of_the_cpu_benchmark(tmp_path):
     (tmp_path / "cpu.json").write_text(json.dumps({"cpu": "a CPU", "threads": 2, "rows": [row]}))
     filled = tables.fill("<!-- table: cpu -->\n<!-- end -->\n", tmp_path)
     assert "| **absorb_q** | **0.50 (0.25)** |\n" in filled and "2 threads. a CPU" in filled
+
+
+def test_roofline_bounds_every_recorded_point():
+    points = roofline.points(records.read(ROOT / "benchmarks" / "results" / "h100.json"))
+    assert len(points) == len(sides.SIDES) * len({point.s for point in points})
+    for point in points:
+        assert 50 < point.percent < 101 and point.roof_tflops < roofline.peak_tflops({"gpu": ""}), point
+
+
+def test_roofline_counts_flops_and_bytes():
+    row = {"side": "front512", "s": 2, "heads": 128, "contender": "mla_fp8 absorb_q", "gpu": "", "bytes": 1 << 20,
+           "us": 4.0, "gbps": 100.0, "percent_of_stream": 50.0}  # fmt: skip
+    (point,) = roofline.points([row])
+    flops = 2 * 2 * 128 * 128 * 512
+    assert (point.intensity, point.tflops) == (flops / (1 << 20), flops / 4e6)
+    assert point.roof_tflops == point.intensity * 200 / 1e3
+
+
+def test_roofline_plot_is_that_of_the_records(tmp_path):
+    pytest.importorskip("matplotlib")
+    roofline.draw(tmp_path / "roofline.svg", records.read(ROOT / "benchmarks" / "results" / "h100.json"))
+    drawn, committed = (path.read_text() for path in (tmp_path / "roofline.svg", ROOT / "docs" / "roofline.svg"))
+    for kind in (r"<text [^>]*>([^<]*)</text>", r"<use [^>]*x=\"(\d+)[^>]*y=\"(\d+)"):  # words; marks, to a pixel
+        assert re.findall(kind, drawn) == re.findall(kind, committed)
 
 
 def test_readme_has_the_measured_tables():
