@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mla_fp8.kv_b_proj import require
+from mla_fp8.errors import require
 
 __all__ = ["attend_latents"]
 

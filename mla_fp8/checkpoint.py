@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from mla_fp8.kv_b_proj import HeadDims, require, require_head_dim, require_int
+from mla_fp8.errors import require, require_int
+from mla_fp8.kv_b_proj import HeadDims, require_head_dim
 from mla_fp8.reference import GROUP
 
 INDEX_FILE = "model.safetensors.index.json"

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mla_fp8.kv_b_proj import require
+from mla_fp8.errors import require
 
 __all__ = ["register_shardings"]
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mla_fp8.errors import require, require_int
 from mla_fp8.reference import FP8_MAX, GROUP, to_fp8
 
 E4M3 = torch.float8_e4m3fn
@@ -26,18 +27,6 @@ class HeadDims(NamedTuple):
     @property
     def rows(self) -> int:
         return self.num_heads * (self.qk_nope_head_dim + self.v_head_dim)
-
-
-def require(ok: bool, where: str, argument: str, rule: str, got: object) -> None:
-    """Raise the one kind of error that Python helpers of this package raise."""
-    if not ok:
-        raise ValueError(f"{where}: {argument} must {rule}, got {got}")
-
-
-def require_int(where: str, argument: str, value: object, minimum: int) -> None:
-    """`value` is a whole number of at least `minimum`; True and False are no numbers here."""
-    ok = isinstance(value, int) and not isinstance(value, bool) and value >= minimum
-    require(ok, where, argument, f"be an integer >= {minimum}", repr(value))
 
 
 def require_head_dim(where: str, argument: str, value: object) -> None:

@@ -55,3 +55,15 @@ def test_links_between_docs_lead_somewhere(document):
         headings = re.findall(r"^#+ (.*)$", there.read_text(), re.MULTILINE) if anchor else []
         slugs = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
         assert not anchor or anchor in slugs, f"{target}#{anchor}"
+
+
+@pytest.mark.parametrize("document", DOCS, ids=lambda path: path.name)
+def test_placeholders_stand_in_code(document):
+    """Elsewhere Markdown takes <op> for HTML and shows nothing."""
+    text = re.sub(r"```.*?```|^ {4}.*?$|`[^`]*`", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
+    assert not re.findall(r"<\w+>", text)
+
+
+def test_docs_index_has_a_line_for_every_page():
+    listed = re.findall(r"^\| \[([\w.]+)\]\(\1\) \| \S.*\|$", (ROOT / "docs" / "README.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(path.name for path in (ROOT / "docs").glob("*.md") if path.name != "README.md")

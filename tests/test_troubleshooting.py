@@ -30,7 +30,7 @@ ADJACENT = re.compile(r'"\s*\n\s*f?"')  # parts of one literal
 LIBRARY_ERRORS = 8
 RAISED = ("ValueError", "RuntimeError", "ImportError", "FileNotFoundError")
 # Not for a user: what callers inside the package cannot get wrong, and what argparse or `check` words on their own.
-INTERNAL = ("mla_fp8/weights_file.py: write_weights", "mla_fp8/cli/", "mla_fp8/kv_b_proj.py: require")
+INTERNAL = ("mla_fp8/weights_file.py: write_weights", "mla_fp8/cli/", "mla_fp8/errors.py: ")
 
 
 def messages(text: str) -> list[str]:
