@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mla_fp8.__main__ import main
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [path for path in sorted((ROOT / "docs").glob("*.md")) if "```python" in path.read_text()]
 BLOCK = re.compile(r"```(\w+)( gpu)?\n(.*?)```", re.DOTALL)
@@ -66,3 +68,13 @@ def test_layouts_draw_every_tensor_of_the_ops():
     for name in ("q_nope", "q_pe", "w_uk", "w_uk_scale", "q", "o_latent", "w_uv", "w_uv_scale", "v", "v_val", "v_scale",
                  "q_val", "q_scale", "c"):  # fmt: skip
         assert re.search(rf"^{name} +\[", text, re.MULTILINE), name
+
+
+def test_configuration_prints_what_explain_prints(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    (command,) = re.findall(r"^ {4}python -m mla_fp8 (explain .*)$", page, re.MULTILINE)
+    assert main(command.split()) == 0
+    lines = capsys.readouterr().out.splitlines()
+    printed = "".join(f"    {line}".rstrip() + "\n" for line in lines)
+    assert printed in page

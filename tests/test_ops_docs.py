@@ -12,7 +12,6 @@ import torch
 
 import mla_fp8
 
-pytest.importorskip("pdoc", reason="in the dev extra, which `make setup` installs")
 pytest.importorskip("transformers", "5.15", "an optional extra, which `make test` installs")
 
 EXAMPLES_RUN_ELSEWHERE = {"register_shardings": "test_distributed", "enable": "test_example_transformers",
