@@ -36,6 +36,29 @@ MLA_FP8_DEVICE void start_multiply(float (&p)[64], const u8* rows, const u8* til
   ptx::wgmma_commit_group_sync_aligned();
 }
 
+// A thread's chunk of q_pe, as it will be stored, to where the burst keeps it.
+template <int kOutBytes>
+MLA_FP8_DEVICE void keep_rope(u8* kept, const RopeChunk& rope, bool is_fp16, float multiplier) {
+  if constexpr (kOutBytes == 1) {
+    *reinterpret_cast<uint2*>(kept) = is_fp16 ? rope_e4m3<Fp16>(rope, multiplier) : rope_e4m3<Bf16>(rope, multiplier);
+  } else {
+    *reinterpret_cast<uint4*>(kept) = make_uint4(rope.word[0], rope.word[1], rope.word[2], rope.word[3]);
+  }
+}
+
+// A thread's chunk of q_pe from where the burst keeps it.
+template <int kOutBytes>
+MLA_FP8_DEVICE void store_kept_rope(const Params& p, const u8* kept, i64 first_row, i64 head) {
+  const RopeChunk chunk = rope_chunk(p, first_row, threadIdx.x);
+  if (!chunk.exists) return;
+  u8* to = static_cast<u8*>(p.q) + (chunk.row * p.q_stride[0] + head * p.q_stride[1] + p.r + chunk.column) * kOutBytes;
+  if constexpr (kOutBytes == 1) {
+    ptx::st_global_cs_v2(to, *reinterpret_cast<const uint2*>(kept));
+  } else {
+    ptx::st_global_cs_v4(to, *reinterpret_cast<const uint4*>(kept));
+  }
+}
+
 template <int kOutBytes>
 MLA_FP8_DEVICE void run_phased(const Params& p, PhasedStorage<kOutBytes>& shared) {
   using Shared = PhasedStorage<kOutBytes>;
@@ -123,12 +146,7 @@ MLA_FP8_DEVICE void run_phased(const Params& p, PhasedStorage<kOutBytes>& shared
       shared_rows::quantize<0>(rows + tile * Shared::kRowsBytes, scales + tile * kWarpgroupM, raw, p.is_fp16 != 0,
                                load_row, part);
       if (has_rope) {
-        if constexpr (kOutBytes == 1) {
-          *reinterpret_cast<uint2*>(rope_at(tile)) =
-              p.is_fp16 ? rope_e4m3<Fp16>(rope, multiplier) : rope_e4m3<Bf16>(rope, multiplier);
-        } else {
-          *reinterpret_cast<uint4*>(rope_at(tile)) = make_uint4(rope.word[0], rope.word[1], rope.word[2], rope.word[3]);
-        }
+        keep_rope<kOutBytes>(rope_at(tile), rope, p.is_fp16 != 0, multiplier);
       }
     }
     ptx::fence_proxy_async_shared_cta();
@@ -144,16 +162,7 @@ MLA_FP8_DEVICE void run_phased(const Params& p, PhasedStorage<kOutBytes>& shared
       for (int i = 0; i < kLaneRows; ++i)
         scale[i] = __fmul_rn(scales[tile * kWarpgroupM + lane.row + i * kLaneRowStep], w_scale);
       if (has_rope) {
-        const RopeChunk chunk = rope_chunk(p, tile_row, threadIdx.x);
-        if (chunk.exists) {
-          u8* to = static_cast<u8*>(p.q) +
-                   (chunk.row * p.q_stride[0] + at.head * p.q_stride[1] + p.r + chunk.column) * kOutBytes;
-          if constexpr (kOutBytes == 1) {
-            ptx::st_global_cs_v2(to, *reinterpret_cast<const uint2*>(rope_at(tile)));
-          } else {
-            ptx::st_global_cs_v4(to, *reinterpret_cast<const uint4*>(rope_at(tile)));
-          }
-        }
+        store_kept_rope<kOutBytes>(p, rope_at(tile), tile_row, at.head);
         copy_rope<kOutBytes, kVectorBytes, kPhasedThreads>(p, tile_row, at.head, 0, 1, 1, multiplier);
       }
       ptx::wgmma_wait_group_sync_aligned<0>();
