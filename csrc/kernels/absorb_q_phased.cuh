@@ -152,9 +152,7 @@ MLA_FP8_DEVICE void run_phased(const Params& p, PhasedStorage<kOutBytes>& shared
       stage = stage + 1 == kPhasedStages ? 0 : stage + 1;
       shared_rows::quantize<0>(rows + tile * Shared::kRowsBytes, scales + tile * kWarpgroupM, raw, p.is_fp16 != 0,
                                load_row, part);
-      if (has_rope) {
-        keep_rope<kOutBytes>(rope_at(tile), rope, p.is_fp16 != 0, multiplier);
-      }
+      if (has_rope) keep_rope<kOutBytes>(rope_at(tile), rope, p.is_fp16 != 0, multiplier);
     }
     ptx::fence_proxy_async_shared_cta();
     __syncthreads();
