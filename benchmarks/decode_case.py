@@ -10,7 +10,7 @@ import torch
 from attention_backends import BACKENDS, LATENT, SCALE, WIDTH, Attend, NotInstalled, Shape
 from buffers import Buffers
 from contenders import OWN_TOLERANCE
-from measure import GUESSED_GBPS, GUESSED_LAUNCH_US, release, text_of
+from measure import release, text_of
 from sides import SIDES, rotation
 from torch import Tensor
 
@@ -193,8 +193,7 @@ class Case:
         captured = {}
         for name, ones in calls.items():
             try:
-                launches = timing.launches_for(moved[name] / GUESSED_GBPS / 1e3 + GUESSED_LAUNCH_US, len(ones))
-                captured[name] = timing.capture(ones, launches)
+                captured[name] = timing.capture(ones, timing.launches_for(moved[name], len(ones)))
             except Exception as failure:
                 self.rows[name].status, self.rows[name].reason = "failed", f"in a CUDA graph: {text_of(failure)}"
         if not captured:
