@@ -5,7 +5,7 @@
     python benchmarks/record.py --into build/results --commit abc1234
     python benchmarks/record.py --list             the commands
 
-Then `python benchmarks/tables.py` fills the tables of README and docs. Status 1: a command failed; the others still ran.
+Then `python benchmarks/tables.py` fills the tables of README and docs. Status 1: a command failed, and the others ran.
 """
 
 import argparse
