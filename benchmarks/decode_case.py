@@ -7,7 +7,7 @@ from functools import partial
 
 import timing
 import torch
-from attention_backends import BACKENDS, LATENT, SCALE, WIDTH, Attend, NotInstalled, Shape
+from attentions import BACKENDS, SCALE, Attend, Shape
 from buffers import Buffers
 from contenders import OWN_TOLERANCE
 from measure import release, text_of
@@ -15,6 +15,7 @@ from sides import SIDES, rotation
 from torch import Tensor
 
 from mla_fp8 import reference
+from mla_fp8.attention_backends import LATENT, WIDTH, NotInstalled
 
 FRONT, BACK = SIDES["front576"], SIDES["back"]
 # Softmax weights rounded to bf16, parts of a split context too, and the result: 1.7e-3 each, and a margin.
@@ -65,10 +66,10 @@ class Step:
         torch.ops.mla_fp8.v_up.out(b.x if o_latent is None else o_latent, b.w, b.w_scale, v_out=b.out)
 
     def attend(self, attention: Attend) -> Tensor:
-        return attention(self.front.out, self.cache, self.back.x)
+        return attention(self.front.out, self.cache)
 
     def whole(self, attention: Attend) -> None:
-        self.up(attention(self.absorb(), self.cache, self.back.x))
+        self.up(attention(self.absorb(), self.cache))
 
 
 def make_cache(shape: Shape, seed: int) -> Tensor:
@@ -150,7 +151,6 @@ class Case:
     def _check_attention(self, name: str, step: Step, sample: Tensor, want: Tensor) -> float:
         """The error of attention. Raises WrongStep where v_up behind it is what is wrong."""
         attention = BACKENDS[name][1](self.shape)
-        step.back.x.fill_(math.nan)
         o_latent = step.attend(attention)
         error = error_of(o_latent[sample], want)
         step.whole(attention)
