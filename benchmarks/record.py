@@ -29,6 +29,9 @@ ON_GPU = {
     "quantize": "quantize.py",
     "decode_step": "decode_step.py",
     "dram_bytes": "dram_bytes.py",
+    "prefill": "prefill.py",
+    "sglang_hook": "sglang_hook.py",
+    "tensor_parallel": "tensor_parallel.py",
 }
 ON_CPU = {"cpu": "cpu.py"}
 COMMANDS = ON_GPU | ON_CPU

@@ -39,13 +39,13 @@ def launches_for(moved_bytes: int, sets: int) -> int:
     return sets * max(1, round(wanted / sets))
 
 
-def capture(calls: Sequence[Callable[[], object]], launches: int) -> Captured:
+def capture(calls: Sequence[Callable[[], object]], launches: int, error_mode: str = "global") -> Captured:
     """A graph of `launches` calls, which are taken in turn."""
     for call in calls:  # compiles, loads and allocates what a first call does
         call()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode=error_mode):
         for i in range(launches):
             calls[i % len(calls)]()
     graph.replay()
