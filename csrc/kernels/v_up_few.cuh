@@ -15,6 +15,32 @@
 
 namespace mla_fp8::v_up {
 
+// A pass's scales: of a token over its row of 128 values, of which a lane has two columns; to v_scale and, as multipliers, to shared memory.
+template <int kTokens, int kPass>
+MLA_FP8_DEVICE void share_scales(const Params& p, FewRowsStorage<kTokens>& shared, const float (&value)[kPass / 4][2],
+                                 i64 first_row, int pass, i32 head, const few_rows::Lane& lane) {
+#pragma unroll
+  for (int i = 0; i < kPass / 4; ++i) {
+    float amax = ptx::max_nan_f32(fabsf(value[i][0]), fabsf(value[i][1]));
+#pragma unroll
+    for (int lanes = kQuad; lanes < 32; lanes *= 2)
+      amax = ptx::max_nan_f32(amax, __shfl_xor_sync(kFullWarp, amax, lanes));
+    if (threadIdx.x % 32 < kQuad) shared.amax[threadIdx.x / 32][pass + i / 2 * 8 + lane.token + i % 2] = amax;
+  }
+  __syncthreads();
+  if (threadIdx.x < kPass) {
+    const int token = pass + threadIdx.x;
+    float amax = 0;
+#pragma unroll
+    for (const auto& warp_amax : shared.amax) amax = ptx::max_nan_f32(amax, warp_amax[token]);
+    const float scale = group_scale(amax);
+    shared.multiplier[token] = group_multiplier(scale);
+    if (first_row + token < p.s)
+      p.v_scale[(first_row + token) * p.v_scale_stride[0] + head * p.v_scale_stride[1]] = scale;
+  }
+  __syncthreads();
+}
+
 template <int kTokens, int kOutBytes>
 MLA_FP8_DEVICE void run_few(const Params& p, FewRowsStorage<kTokens>& shared) {
   constexpr int kSlots = kTokens * kBlocks * shared_rows::kParts / kFewThreads;
@@ -98,26 +124,7 @@ MLA_FP8_DEVICE void run_few(const Params& p, FewRowsStorage<kTokens>& shared) {
         }
       }
       if (has_v_scale) {
-#pragma unroll
-        for (int i = 0; i < kPass / 4; ++i) {
-          float amax = ptx::max_nan_f32(fabsf(value[i][0]), fabsf(value[i][1]));
-#pragma unroll
-          for (int lanes = kQuad; lanes < 32; lanes *= 2)
-            amax = ptx::max_nan_f32(amax, __shfl_xor_sync(kFullWarp, amax, lanes));
-          if (threadIdx.x % 32 < kQuad) shared.amax[threadIdx.x / 32][pass + i / 2 * 8 + lane.token + i % 2] = amax;
-        }
-        __syncthreads();
-        if (threadIdx.x < kPass) {
-          const int token = pass + threadIdx.x;
-          float amax = 0;
-#pragma unroll
-          for (const auto& warp_amax : shared.amax) amax = ptx::max_nan_f32(amax, warp_amax[token]);
-          const float scale = group_scale(amax);
-          shared.multiplier[token] = group_multiplier(scale);
-          if (first_row + token < p.s)
-            p.v_scale[(first_row + token) * p.v_scale_stride[0] + at.head * p.v_scale_stride[1]] = scale;
-        }
-        __syncthreads();
+        share_scales<kTokens, kPass>(p, shared, value, first_row, pass, at.head, lane);
       }
 #pragma unroll
       for (int i = 0; i < kPass / 4; ++i) {
