@@ -59,27 +59,6 @@ MLA_FP8_DEVICE void store_kept_rope(const Params& p, const u8* kept, i64 first_r
   }
 }
 
-// By one thread: the weights to L2, then to shared memory, a tile of 128 columns a warpgroup.
-template <int kOutBytes>
-MLA_FP8_DEVICE void prefetch_weights(const Params& p, PhasedStorage<kOutBytes>& shared, const Walk& at) {
-  ptx::prefetch_tensormap(&p.w_uk);
-#pragma unroll
-  for (int chunk = 0; chunk < kPhasedWarpgroups; ++chunk) {
-    prefetch_weight_tile<kLaneColumns<kOutBytes>>(&p.w_uk, 0, at.slice * kPhasedN + chunk * kChunkN, at.head);
-    ptx::mbarrier_init(&shared.full[chunk], 1);
-  }
-  ptx::fence_mbarrier_init_release_cluster();
-}
-
-template <int kOutBytes>
-MLA_FP8_DEVICE void load_weights(const Params& p, PhasedStorage<kOutBytes>& shared, const Walk& at) {
-#pragma unroll
-  for (int chunk = 0; chunk < kPhasedWarpgroups; ++chunk) {
-    load_weight_tile<kLaneColumns<kOutBytes>>(shared.w_uk[chunk], &p.w_uk, 0, at.slice * kPhasedN + chunk * kChunkN,
-                                              at.head, &shared.full[chunk]);
-  }
-}
-
 template <int kOutBytes>
 MLA_FP8_DEVICE void run_phased(const Params& p, PhasedStorage<kOutBytes>& shared) {
   using Shared = PhasedStorage<kOutBytes>;
@@ -88,11 +67,11 @@ MLA_FP8_DEVICE void run_phased(const Params& p, PhasedStorage<kOutBytes>& shared
   const bool has_rope = p.p != 0 && at.slice == 0;
   const bool is_producer = threadIdx.x == kPhasedThreads - 32;
   const int warpgroup = threadIdx.x / kWarpgroup;
-  if (is_producer) prefetch_weights<kOutBytes>(p, shared, at);
+  if (is_producer) prefetch_weights<kOutBytes, kPhasedWarpgroups>(p, shared.full, first_column, at.head);
   __syncthreads();
   ptx::griddepcontrol_wait();
   ptx::griddepcontrol_launch_dependents();
-  if (is_producer) load_weights<kOutBytes>(p, shared, at);
+  if (is_producer) load_weights<kOutBytes, kPhasedWarpgroups>(p, shared.w_uk[0], shared.full, first_column, at.head);
   __syncwarp();
 
   const int part = threadIdx.x % shared_rows::kParts;

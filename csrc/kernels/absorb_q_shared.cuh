@@ -39,13 +39,7 @@ MLA_FP8_DEVICE void run_shared(const Params& p, typename Config::Shared& shared)
   const int warpgroup = threadIdx.x / kWarpgroup;
   const i32 first_column = at.slice * Config::kTileN;
   if (is_producer) {
-    ptx::prefetch_tensormap(&p.w_uk);
-#pragma unroll
-    for (int chunk = 0; chunk < Config::kTileN / kChunkN; ++chunk) {
-      prefetch_weight_tile<kLaneColumns<Config::kOutBytes>>(&p.w_uk, 0, first_column + chunk * kChunkN, at.head);
-      ptx::mbarrier_init(&shared.full[0][0] + chunk, 1);
-    }
-    ptx::fence_mbarrier_init_release_cluster();
+    prefetch_weights<Config::kOutBytes, Config::kTileN / kChunkN>(p, shared.full[0], first_column, at.head);
   }
   __syncthreads();
   ptx::griddepcontrol_wait();
@@ -53,12 +47,8 @@ MLA_FP8_DEVICE void run_shared(const Params& p, typename Config::Shared& shared)
   const i64 first = at.row_tile * kWarpgroupM, step = at.row_step * kWarpgroupM;
   if (first >= p.s) return;
   if (is_producer) {
-#pragma unroll
-    for (int chunk = 0; chunk < Config::kTileN / kChunkN; ++chunk) {
-      load_weight_tile<kLaneColumns<Config::kOutBytes>>(shared.w_uk[0][0] + chunk * kWeightTileBytes, &p.w_uk, 0,
-                                                        first_column + chunk * kChunkN, at.head,
-                                                        &shared.full[0][0] + chunk);
-    }
+    load_weights<Config::kOutBytes, Config::kTileN / kChunkN>(p, shared.w_uk[0][0], shared.full[0], first_column,
+                                                              at.head);
   }
   __syncwarp();
 
