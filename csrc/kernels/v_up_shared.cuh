@@ -58,6 +58,34 @@ MLA_FP8_DEVICE void multiply_blocks(float (&product)[kBlocks][16], SharedRowsSto
   ptx::wgmma_wait_group_sync_aligned<0>();
 }
 
+// The scale of a row's 128 values, of which a lane has eight: to v_scale, and its reciprocal to the row's multiplier.
+MLA_FP8_DEVICE void share_scales(const Params& p, SharedRowsStorage& shared, const QuarterRow (&rows)[kLaneRows],
+                                 float (&multiplier)[kLaneRows], i64 first_row, int buffer, int warpgroup, i32 head,
+                                 const LanePlace& lane) {
+#pragma unroll
+  for (int i = 0; i < kLaneRows; ++i) {
+    float amax = 0;
+#pragma unroll
+    for (float value : rows[i].value) amax = ptx::max_nan_f32(amax, fabsf(value));
+#pragma unroll
+    for (int lanes = 1; lanes < kQuad; lanes *= 2)
+      amax = ptx::max_nan_f32(amax, __shfl_xor_sync(kFullWarp, amax, lanes));
+    if (lane.quad == 0) shared.amax[buffer][warpgroup][lane.row + i * kLaneRowStep] = amax;
+  }
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < kLaneRows; ++i) {
+    float amax = 0;
+#pragma unroll
+    for (const auto& quarter : shared.amax[buffer]) amax = ptx::max_nan_f32(amax, quarter[lane.row + i * kLaneRowStep]);
+    const float scale = group_scale(amax);
+    multiplier[i] = group_multiplier(scale);
+    const i64 row = first_row + lane.row + i * kLaneRowStep;
+    if (row < p.s && lane.quad == 0 && warpgroup == 0)
+      p.v_scale[row * p.v_scale_stride[0] + head * p.v_scale_stride[1]] = scale;
+  }
+}
+
 template <int kOutBytes>
 MLA_FP8_DEVICE void run_shared(const Params& p, SharedRowsStorage& shared) {
   const i32 slices = p.v_dim / kloop::kTileN;
@@ -134,29 +162,7 @@ MLA_FP8_DEVICE void run_shared(const Params& p, SharedRowsStorage& shared) {
     float multiplier[kLaneRows] = {1.0f, 1.0f};
     if constexpr (kOutBytes == 1) {
       if (p.v_scale != nullptr) {
-#pragma unroll
-        for (int i = 0; i < kLaneRows; ++i) {
-          float amax = 0;
-#pragma unroll
-          for (float value : rows[i].value) amax = ptx::max_nan_f32(amax, fabsf(value));
-#pragma unroll
-          for (int lanes = 1; lanes < kQuad; lanes *= 2)
-            amax = ptx::max_nan_f32(amax, __shfl_xor_sync(kFullWarp, amax, lanes));
-          if (lane.quad == 0) shared.amax[buffer][warpgroup][lane.row + i * kLaneRowStep] = amax;
-        }
-        __syncthreads();
-#pragma unroll
-        for (int i = 0; i < kLaneRows; ++i) {
-          float amax = 0;
-#pragma unroll
-          for (const auto& quarter : shared.amax[buffer])
-            amax = ptx::max_nan_f32(amax, quarter[lane.row + i * kLaneRowStep]);
-          const float scale = group_scale(amax);
-          multiplier[i] = group_multiplier(scale);
-          const i64 row = first_row + lane.row + i * kLaneRowStep;
-          if (row < p.s && lane.quad == 0 && warpgroup == 0)
-            p.v_scale[row * p.v_scale_stride[0] + at.head * p.v_scale_stride[1]] = scale;
-        }
+        share_scales(p, shared, rows, multiplier, first_row, buffer, warpgroup, at.head, lane);
       } else {
         multiplier[0] = multiplier[1] = __frcp_rn(out_scale);
       }
