@@ -58,6 +58,25 @@ MLA_FP8_DEVICE void multiply_blocks(float (&product)[kBlocks][16], SharedRowsSto
   ptx::wgmma_wait_group_sync_aligned<0>();
 }
 
+// rows += the blocks' products, each scaled, k ascending.
+MLA_FP8_DEVICE void add_blocks(QuarterRow (&rows)[kLaneRows], const float (&product)[kBlocks][16],
+                               const float (&row_scale)[kBlocks][shared_rows::kRows], const float (&w_scale)[kBlocks],
+                               const LanePlace& lane) {
+#pragma unroll
+  for (int k = 0; k < kBlocks; ++k) {
+#pragma unroll
+    for (int i = 0; i < kLaneRows; ++i) {
+      const float scale = __fmul_rn(row_scale[k][lane.row + i * kLaneRowStep], w_scale[k]);
+#pragma unroll
+      for (int j = 0; j < kQuarterWords; ++j) {
+        float* value = rows[i].value + 2 * j;
+        value[0] = __fmaf_rn(product[k][4 * j + 2 * i], scale, value[0]);
+        value[1] = __fmaf_rn(product[k][4 * j + 2 * i + 1], scale, value[1]);
+      }
+    }
+  }
+}
+
 // The scale of a row's 128 values, of which a lane has eight: to v_scale, and its reciprocal to the row's multiplier.
 MLA_FP8_DEVICE void share_scales(const Params& p, SharedRowsStorage& shared, const QuarterRow (&rows)[kLaneRows],
                                  float (&multiplier)[kLaneRows], i64 first_row, int buffer, int warpgroup, i32 head,
@@ -146,19 +165,7 @@ MLA_FP8_DEVICE void run_shared(const Params& p, SharedRowsStorage& shared) {
     float product[kBlocks][16];
     multiply_blocks(product, shared, buffer, warpgroup * kQuarter);
     QuarterRow rows[kLaneRows] = {};
-#pragma unroll
-    for (int k = 0; k < kBlocks; ++k) {
-#pragma unroll
-      for (int i = 0; i < kLaneRows; ++i) {
-        const float scale = __fmul_rn(shared.scale[buffer][k][lane.row + i * kLaneRowStep], w_scale[k]);
-#pragma unroll
-        for (int j = 0; j < kQuarterWords; ++j) {
-          float* value = rows[i].value + 2 * j;
-          value[0] = __fmaf_rn(product[k][4 * j + 2 * i], scale, value[0]);
-          value[1] = __fmaf_rn(product[k][4 * j + 2 * i + 1], scale, value[1]);
-        }
-      }
-    }
+    add_blocks(rows, product, shared.scale[buffer], w_scale, lane);
     float multiplier[kLaneRows] = {1.0f, 1.0f};
     if constexpr (kOutBytes == 1) {
       if (p.v_scale != nullptr) {
