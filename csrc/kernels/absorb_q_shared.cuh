@@ -31,6 +31,21 @@ struct SharedConfig {
   static_assert(sizeof(Shared) <= 227 * 1024);
 };
 
+// The CTA's share of a row tile's q_pe: what a thread fetched, then what is left.
+template <class Config>
+MLA_FP8_DEVICE void store_rows_rope(const Params& p, const Walk& at, i32 slices, const u32 (&rope)[Config::kSlots][4],
+                                    i64 first_row, float multiplier) {
+#pragma unroll
+  for (int i = 0; i < Config::kSlots; ++i) {
+    RopeChunk chunk = rope_chunk(p, first_row, rope_index<Config::kThreads>(at.slice, slices, i));
+#pragma unroll
+    for (int j = 0; j < 4; ++j) chunk.word[j] = rope[i][j];
+    store_rope<Config::kOutBytes, kVectorBytes>(p, chunk, at.head, multiplier);
+  }
+  copy_rope<Config::kOutBytes, kVectorBytes, Config::kThreads>(p, first_row, at.head, at.slice, slices, Config::kSlots,
+                                                               multiplier);
+}
+
 template <class Config>
 MLA_FP8_DEVICE void run_shared(const Params& p, typename Config::Shared& shared) {
   const i32 slices = p.r / Config::kTileN;
@@ -120,15 +135,7 @@ MLA_FP8_DEVICE void run_shared(const Params& p, typename Config::Shared& shared)
                                                      multiplier, lane.quad);
     }
     if (p.p != 0) {
-#pragma unroll
-      for (int i = 0; i < Config::kSlots; ++i) {
-        RopeChunk chunk = rope_chunk(p, first_row, rope_index<Config::kThreads>(at.slice, slices, i));
-#pragma unroll
-        for (int j = 0; j < 4; ++j) chunk.word[j] = rope[i][j];
-        store_rope<Config::kOutBytes, kVectorBytes>(p, chunk, at.head, multiplier);
-      }
-      copy_rope<Config::kOutBytes, kVectorBytes, Config::kThreads>(p, first_row, at.head, at.slice, slices,
-                                                                   Config::kSlots, multiplier);
+      store_rows_rope<Config>(p, at, slices, rope, first_row, multiplier);
       if (first_row + step < p.s) fetch_rope(first_row + step);
     }
   }
