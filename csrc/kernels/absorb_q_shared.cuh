@@ -31,6 +31,25 @@ struct SharedConfig {
   static_assert(sizeof(Shared) <= 227 * 1024);
 };
 
+// 128 columns of a row tile: rows times weights, scaled and stored.
+template <class Config>
+MLA_FP8_DEVICE void multiply_and_store(const Params& p, const u8* rows, const float* row_scale, const u8* weights,
+                                       float w_scale, i64 first_row, i32 head, i32 column, float multiplier,
+                                       const LanePlace& lane) {
+  float values[64];
+  start_multiply(values, rows, weights);
+  float scale[kLaneRows];
+#pragma unroll
+  for (int i = 0; i < kLaneRows; ++i) {
+    scale[i] = __fmul_rn(row_scale[lane.row + i * kLaneRowStep], w_scale);
+  }
+  ptx::wgmma_wait_group_sync_aligned<0>();
+#pragma unroll
+  for (int i = 0; i < 64; ++i) values[i] = __fmaf_rn(values[i], scale[i / 2 % 2], 0.0f);
+  const RowValues both[kLaneRows] = {row_values(values, 0), row_values(values, 1)};
+  store_columns<Config::kOutBytes, kVectorBytes>(p, both, first_row + lane.row, head, column, multiplier, lane.quad);
+}
+
 // The CTA's share of a row tile's q_pe: what a thread fetched, then what is left.
 template <class Config>
 MLA_FP8_DEVICE void store_rows_rope(const Params& p, const Walk& at, i32 slices, const u32 (&rope)[Config::kSlots][4],
@@ -119,20 +138,9 @@ MLA_FP8_DEVICE void run_shared(const Params& p, typename Config::Shared& shared)
 #pragma unroll
     for (int chunk = 0; chunk < Config::kChunks; ++chunk) {
       wait(&shared.full[warpgroup][chunk], 0);
-      float values[64];
-      start_multiply(values, shared.rows[buffer], shared.w_uk[warpgroup][chunk]);
-      float scale[kLaneRows];
-#pragma unroll
-      for (int i = 0; i < kLaneRows; ++i) {
-        scale[i] = __fmul_rn(shared.scale[buffer][lane.row + i * kLaneRowStep], w_scale[chunk]);
-      }
-      ptx::wgmma_wait_group_sync_aligned<0>();
-#pragma unroll
-      for (int i = 0; i < 64; ++i) values[i] = __fmaf_rn(values[i], scale[i / 2 % 2], 0.0f);
-      const RowValues rows[kLaneRows] = {row_values(values, 0), row_values(values, 1)};
-      store_columns<Config::kOutBytes, kVectorBytes>(p, rows, first_row + lane.row, at.head,
-                                                     first_column + (warpgroup * Config::kChunks + chunk) * kChunkN,
-                                                     multiplier, lane.quad);
+      multiply_and_store<Config>(p, shared.rows[buffer], shared.scale[buffer], shared.w_uk[warpgroup][chunk],
+                                 w_scale[chunk], first_row, at.head,
+                                 first_column + (warpgroup * Config::kChunks + chunk) * kChunkN, multiplier, lane);
     }
     if (p.p != 0) {
       store_rows_rope<Config>(p, at, slices, rope, first_row, multiplier);
