@@ -59,6 +59,17 @@ MLA_FP8_DEVICE void store_kept_rope(const Params& p, const u8* kept, i64 first_r
   }
 }
 
+// A thread's share of a row tile, in its open batch of copies.
+MLA_FP8_DEVICE void fetch_tile(const Params& p, PhasedStage& stage, const u16* from, i64 first_row, int load_row,
+                               int part, i32 head, bool has_rope) {
+  const i64 row = first_row + load_row;
+  shared_rows::copy(stage.q_nope, from + (row < p.s ? row : 0) * p.q_nope_stride[0], part, row < p.s);
+  if (has_rope) {
+    const RopeChunk chunk = rope_chunk(p, first_row, threadIdx.x);
+    if (chunk.exists) ptx::cp_async_cg_16(stage.q_pe[threadIdx.x], rope_source(p, chunk, head), kVectorBytes);
+  }
+}
+
 template <int kOutBytes>
 MLA_FP8_DEVICE void run_phased(const Params& p, PhasedStorage<kOutBytes>& shared) {
   using Shared = PhasedStorage<kOutBytes>;
@@ -92,15 +103,7 @@ MLA_FP8_DEVICE void run_phased(const Params& p, PhasedStorage<kOutBytes>& shared
   int fetched_stage = 0;
   const auto fetch = [&] {
     if (fetched < p.s && fetched < fetch_end) {
-      const i64 row = fetched + load_row;
-      shared_rows::copy(shared.stage[fetched_stage].q_nope, from + (row < p.s ? row : 0) * p.q_nope_stride[0], part,
-                        row < p.s);
-      if (has_rope) {
-        const RopeChunk chunk = rope_chunk(p, fetched, threadIdx.x);
-        if (chunk.exists)
-          ptx::cp_async_cg_16(shared.stage[fetched_stage].q_pe[threadIdx.x], rope_source(p, chunk, at.head),
-                              kVectorBytes);
-      }
+      fetch_tile(p, shared.stage[fetched_stage], from, fetched, load_row, part, at.head, has_rope);
     }
     ptx::cp_async_commit_group();
     fetched += step;
