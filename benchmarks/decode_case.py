@@ -7,14 +7,15 @@ from functools import partial
 
 import timing
 import torch
-from attention_backends import BACKENDS, LATENT, SCALE, WIDTH, Attend, NotInstalled, Shape
+from attentions import BACKENDS, SCALE, Attend, Shape
 from buffers import Buffers
 from contenders import OWN_TOLERANCE
-from measure import GUESSED_GBPS, GUESSED_LAUNCH_US, release, text_of
+from measure import release, text_of
 from sides import SIDES, rotation
 from torch import Tensor
 
 from mla_fp8 import reference
+from mla_fp8.attention_backends import LATENT, WIDTH, NotInstalled
 
 FRONT, BACK = SIDES["front576"], SIDES["back"]
 # Softmax weights rounded to bf16, parts of a split context too, and the result: 1.7e-3 each, and a margin.
@@ -65,10 +66,10 @@ class Step:
         torch.ops.mla_fp8.v_up.out(b.x if o_latent is None else o_latent, b.w, b.w_scale, v_out=b.out)
 
     def attend(self, attention: Attend) -> Tensor:
-        return attention(self.front.out, self.cache, self.back.x)
+        return attention(self.front.out, self.cache)
 
     def whole(self, attention: Attend) -> None:
-        self.up(attention(self.absorb(), self.cache, self.back.x))
+        self.up(attention(self.absorb(), self.cache))
 
 
 def make_cache(shape: Shape, seed: int) -> Tensor:
@@ -150,7 +151,6 @@ class Case:
     def _check_attention(self, name: str, step: Step, sample: Tensor, want: Tensor) -> float:
         """The error of attention. Raises WrongStep where v_up behind it is what is wrong."""
         attention = BACKENDS[name][1](self.shape)
-        step.back.x.fill_(math.nan)
         o_latent = step.attend(attention)
         error = error_of(o_latent[sample], want)
         step.whole(attention)
@@ -193,8 +193,7 @@ class Case:
         captured = {}
         for name, ones in calls.items():
             try:
-                launches = timing.launches_for(moved[name] / GUESSED_GBPS / 1e3 + GUESSED_LAUNCH_US, len(ones))
-                captured[name] = timing.capture(ones, launches)
+                captured[name] = timing.capture(ones, timing.launches_for(moved[name], len(ones)))
             except Exception as failure:
                 self.rows[name].status, self.rows[name].reason = "failed", f"in a CUDA graph: {text_of(failure)}"
         if not captured:

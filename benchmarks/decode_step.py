@@ -22,13 +22,15 @@ from pathlib import Path
 
 import timing
 import torch
-from attention_backends import BACKENDS, PACKAGES, PAGE, Shape
+from attentions import BACKENDS, Shape
 from decode_case import OWN, Case, Part
 from gpu import integers
 from measure import release
 from report import environment, microseconds, origin, write_json
 from rich.console import Console
 from rich.table import Table
+
+from mla_fp8.attention_backends import PACKAGES, PAGE
 
 QUICK_REPLAYS = 10
 
@@ -50,7 +52,7 @@ def show(console: Console, case: Case) -> None:
 def versions() -> dict[str, str | None]:
     """Of the packages that backends come with, as far as they are installed."""
     installed: dict[str, str | None] = {}
-    for package in PACKAGES:
+    for package in PACKAGES.values():
         try:
             installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -17,8 +17,6 @@ from triton_calls import has_triton, triton_configs
 
 FLOOR = "floor"
 QUICK_CONFIGS = 2
-GUESSED_GBPS = 2500
-GUESSED_LAUNCH_US = 4
 
 
 @dataclass
@@ -87,7 +85,7 @@ class Case:
         return [Buffers(self.side, self.s, self.heads, scratch, seed, self.device) for seed in range(count)]
 
     def launches(self, sets: int) -> int:
-        return timing.launches_for(self.bytes / GUESSED_GBPS / 1e3 + GUESSED_LAUNCH_US, sets)
+        return timing.launches_for(self.bytes, sets)
 
     def contenders(self) -> list[Contender | Missing]:
         easy: list[Contender | Missing] = list(fused_triton(self.side))

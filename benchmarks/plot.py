@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from measure import FLOOR, Row
-from records import read
 from sides import SIDES
+from tabular import read
 
 FAMILIES = {  # colour of the contenders whose name contains the key; the first that fits
     "mla_fp8": "#c1272d",

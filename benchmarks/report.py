@@ -39,8 +39,17 @@ def environment(commit: str | None = None) -> dict[str, str | None]:
         "torch": torch.__version__,
         "commit": commit or source_version(["git", "describe", "--always", "--dirty", "--exclude=*"]),
         "date": datetime.date.today().isoformat(),
-        "command": shlex.join(["python", f"benchmarks/{script.name}", *sys.argv[1:]]),
+        "command": shlex.join(["python", f"benchmarks/{script.name}", *measured_by(sys.argv[1:])]),
     }
+
+
+def measured_by(arguments: Sequence[str]) -> list[str]:
+    """Those that say what is measured: not where it is written, nor which commit it is."""
+    return [
+        word
+        for before, word in zip(["", *arguments], arguments, strict=False)
+        if not {before, word} & {"--json", "--plot", "--commit"}
+    ]
 
 
 def source_version(git: list[str]) -> str | None:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from records import Rows, markdown, read, where_from
 from sides import SIDE_TITLES, SIDES, device_of
+from tabular import Rows, markdown, read, where_from
 
 HEADS = 128
 COLORS = ("#c1272d", "#e69f00", "#9467bd", "#0072b2", "#009e73", "#7f7f7f")

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from records import Rows, markdown, microseconds, read, where_from
 from roofline import table as roofline
 from sides import SIDE_TITLES, SIDES, device_of
+from tabular import Rows, markdown, microseconds, read, where_from
 
 from mla_fp8.config import select_config
 

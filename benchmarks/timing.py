@@ -8,6 +8,7 @@ import torch
 
 GRAPH_US = 1000  # of device time that one graph aims at, so that starting it weighs little
 MIN_LAUNCHES, MAX_LAUNCHES = 2, 48
+GUESSED_GBPS, GUESSED_LAUNCH_US = 2500, 4
 REPLAYS = 50
 TUNING_REPLAYS = 7
 HEAD_START_CYCLES = 1_000_000  # the device idles while the host fills its queue, so that no event waits for the host
@@ -31,19 +32,20 @@ class Captured:
     launches: int
 
 
-def launches_for(expected_us: float, sets: int) -> int:
+def launches_for(moved_bytes: int, sets: int) -> int:
     """Launches a graph: about GRAPH_US in all, each buffer set equally often."""
+    expected_us = moved_bytes / GUESSED_GBPS / 1e3 + GUESSED_LAUNCH_US
     wanted = min(max(GRAPH_US / expected_us, MIN_LAUNCHES), MAX_LAUNCHES)
     return sets * max(1, round(wanted / sets))
 
 
-def capture(calls: Sequence[Callable[[], object]], launches: int) -> Captured:
+def capture(calls: Sequence[Callable[[], object]], launches: int, error_mode: str = "global") -> Captured:
     """A graph of `launches` calls, which are taken in turn."""
     for call in calls:  # compiles, loads and allocates what a first call does
         call()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode=error_mode):
         for i in range(launches):
             calls[i % len(calls)]()
     graph.replay()

@@ -159,3 +159,26 @@ def move_kernel(
     for i in tl.static_range(Y_TILES):
         at = (p * Y_TILES + i) * TILE + lane
         tl.store(y + at, acc, mask=at < y_words, cache_modifier=cache)
+
+
+@triton.jit
+def row_quant_kernel(
+    x, x_sh, x_ss,  # [H,S,K] bf16
+    val, val_sh, val_ss,  # [H,M,K] e4m3
+    scale, scale_sh, scale_ss, scale_sk,  # [H,M,K/128] fp32
+    counts,  # int32 [H]
+    eps,
+    GROUPS: tl.constexpr,
+):  # fmt: skip
+    """A program a row of one head, its groups of 128 in turn, by division; a head's first one counts its rows."""
+    t = tl.program_id(0).to(tl.int64)
+    h = tl.program_id(1).to(tl.int64)
+    if t == 0:
+        tl.store(counts + h, tl.num_programs(0))
+    for group in range(GROUPS):
+        k = group * 128 + tl.arange(0, 128)
+        data = tl.load(x + h * x_sh + t * x_ss + k).to(tl.float32)
+        data_scale = tl.maximum(tl.max(tl.abs(data)), eps) / FP8_MAX
+        quantized = tl.minimum(tl.maximum(data / data_scale, -FP8_MAX), FP8_MAX).to(tl.float8e4nv)
+        tl.store(val + h * val_sh + t * val_ss + k, quantized)
+        tl.store(scale + h * scale_sh + t * scale_ss + group * scale_sk, data_scale)

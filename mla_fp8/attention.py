@@ -1,14 +1,29 @@
 """Attention over MLA's latent cache: one function for every caller, whatever runs underneath."""
 
+import warnings
+from typing import Literal
+
 import torch
 from torch import Tensor
 
+from mla_fp8 import attention_backends
 from mla_fp8.errors import require
 
 __all__ = ["attend_latents"]
 
+TORCH = "torch"
+_failed: set[str] = set()  # libraries that are not asked again
 
-def attend_latents(q: Tensor, kv_latent: Tensor, k_pe: Tensor, mask: Tensor | None = None, *, scale: float) -> Tensor:
+
+def attend_latents(
+    q: Tensor,
+    kv_latent: Tensor,
+    k_pe: Tensor,
+    mask: Tensor | None = None,
+    *,
+    scale: float,
+    backend: Literal["flash_mla", "flashinfer", "torch"] | None = None,
+) -> Tensor:
     """Attend from absorbed queries to latents, which all heads share as keys and as values.
 
     o_latent[b, s, h] = sum over t of softmax_t(scale * q[b, s, h] · [kv_latent, k_pe][b, t]) * kv_latent[b, t].
@@ -19,15 +34,22 @@ def attend_latents(q: Tensor, kv_latent: Tensor, k_pe: Tensor, mask: Tensor | No
         k_pe: [B, T, P] of q's dtype, any strides: the cached rope keys. A cache [B, T, R+P] is split into these views.
         mask: [B or 1, H or 1, S, T], True or 0 where token t is seen; a float mask is added. None: every t is seen.
         scale: the softmax scale of the model; YaRN models scale by more than (D+P)^-0.5.
+        backend: None takes the first that is installed and can run the call. "flash_mla" (sgl-flash-mla) and
+            "flashinfer" (flashinfer-python, which compiles at its first use) run bf16 on a GPU of compute capability
+            9.0 with R = 512, P = 64, no mask and no gradient; FlashMLA where both caches are views of one [B, T, 576]
+            with room for a multiple of 64 tokens. "torch" runs everything else: other dtypes and devices, masks,
+            torch.compile, and CUDA graphs while they are captured.
 
     Returns:
         [B, S, H, R] of q's dtype, contiguous. Logits and softmax are fp32.
 
     Raises:
-        ValueError: ranks, extents that disagree, dtypes that differ; mask's shape.
+        ValueError: ranks, extents that disagree, dtypes that differ; mask's shape; a backend that cannot run the call,
+            with the reason.
 
     Notes: a query that sees no token at all gets the mean of the latents, which is finite, not NaN. Traced whole by
-    torch.compile.
+    torch.compile. The backends agree within the rounding of softmax weights and results to q's dtype. A library that
+    fails though nothing speaks against it is not asked again, with a warning, unless `backend` names it.
 
     Source: DeepSeek-V2 paper (arXiv:2405.04434), appendix C.
 
@@ -48,13 +70,47 @@ def attend_latents(q: Tensor, kv_latent: Tensor, k_pe: Tensor, mask: Tensor | No
     ):
         require(list(tensor.shape) == shape, where, name, f"be {shape}", list(tensor.shape))
 
-    rows = q.reshape(batch, queries * heads, width)  # every head reads the same latents
-    logits = _product(rows[..., :lora], kv_latent.mT) + _product(rows[..., lora:], k_pe.mT)
-    logits = (logits * scale).view(batch, queries, heads, tokens)
     if mask is not None:
         shapes = (batch, 1), (heads, 1), (queries,), (tokens,)
         ok = mask.dim() == 4 and all(extent in allowed for extent, allowed in zip(mask.shape, shapes, strict=True))
         require(ok, where, "mask", f"broadcast to {[batch, heads, queries, tokens]}", list(mask.shape))
+
+    traced = torch.compiler.is_compiling()
+    require(not traced or backend in (None, TORCH), where, "backend", "be None or torch under torch.compile", backend)
+    library = None if traced else _library_for(backend, q, kv_latent, k_pe, mask)
+    if library is None:
+        return _in_pytorch(q, kv_latent, k_pe, mask, scale)
+    try:
+        on_stream = attention_backends.planned(library, q.device, attention_backends.stream_of(q))
+        return on_stream.attend(q, kv_latent, k_pe, scale)
+    except Exception as failure:  # whatever a library throws, where PyTorch can do its work
+        if backend is not None:
+            raise
+        _failed.add(library)
+        warnings.warn(f"{where}: {library} failed and is not asked again: {failure}", stacklevel=2)
+        return _in_pytorch(q, kv_latent, k_pe, mask, scale)
+
+
+def _library_for(backend: str | None, q: Tensor, kv_latent: Tensor, k_pe: Tensor, mask: Tensor | None) -> str | None:
+    """The library to ask, or None for PyTorch."""
+    names, where = list(attention_backends.PLANNERS), "attend_latents"
+    if backend is None:
+        usable = (name for name in names if name not in _failed)
+        return next((n for n in usable if attention_backends.why_not(n, q, kv_latent, k_pe, mask) is None), None)
+    require(backend in (TORCH, *names), where, "backend", f"be one of {', '.join((TORCH, *names))}", repr(backend))
+    if backend == TORCH:
+        return None
+    reason = attention_backends.why_not(backend, q, kv_latent, k_pe, mask)
+    require(reason is None, where, "backend", f"be one that can run the call ({reason})", repr(backend))
+    return backend
+
+
+def _in_pytorch(q: Tensor, kv_latent: Tensor, k_pe: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    (batch, queries, heads, width), (tokens, lora) = q.shape, kv_latent.shape[1:]
+    rows = q.reshape(batch, queries * heads, width)  # every head reads the same latents
+    logits = _product(rows[..., :lora], kv_latent.mT) + _product(rows[..., lora:], k_pe.mT)
+    logits = (logits * scale).view(batch, queries, heads, tokens)
+    if mask is not None:
         lowest, mask = torch.finfo(torch.float32).min, mask.transpose(1, 2)  # a whole row of -inf would be NaN
         logits = logits.masked_fill(~mask, lowest) if mask.dtype == torch.bool else (logits + mask).clamp_min(lowest)
     weights = logits.softmax(-1).view(batch, queries * heads, tokens)

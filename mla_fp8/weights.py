@@ -42,7 +42,7 @@ class AbsorbedWeights(Fp8Buffers):
     w_uv_scale: Tensor
 
     def __init__(self, w_uk: Tensor, w_uk_scale: Tensor, w_uv: Tensor, w_uv_scale: Tensor) -> None:
-        """Hold four tensors as they are; the class has their rules."""
+        """Hold four tensors as they are."""
         super().__init__()
         where, tensors = "AbsorbedWeights", (w_uk, w_uk_scale, w_uv, w_uv_scale)
         for name, tensor in zip(BUFFERS, tensors, strict=True):
@@ -191,8 +191,7 @@ class AbsorbedWeights(Fp8Buffers):
             weight_scale_inv, scale_fmt: as in `from_kv_b_proj`.
 
         Returns: self.
-        Raises:
-            ValueError: as the constructors; extents that differ from these. Nothing is written then.
+        Raises: ValueError as the constructors, and for extents that differ from these. Nothing is written then.
 
         Notes: where `w_uv` is a view of the first checkpoint tensor, that tensor is written too.
         """

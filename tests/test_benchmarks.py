@@ -2,6 +2,8 @@
 
 import json
 import re
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,11 +17,12 @@ sys.path.append(str(ROOT / "benchmarks"))
 import contenders  # noqa: E402
 import floor  # noqa: E402
 import measure  # noqa: E402
-import records  # noqa: E402
+import record  # noqa: E402
 import report  # noqa: E402
 import roofline  # noqa: E402
 import sides  # noqa: E402
 import tables  # noqa: E402
+import tabular  # noqa: E402
 import timing  # noqa: E402
 from rich.console import Console  # noqa: E402
 
@@ -69,8 +72,8 @@ def test_rotation_exceeds_l2_three_times(side, s):
 
 @pytest.mark.parametrize("sets", [1, 5, 19, 200])
 def test_launches_use_every_set_equally_often(sets):
-    for expected_us in (3.0, 50.0, 9000.0):
-        launches = timing.launches_for(expected_us, sets)
+    for moved_bytes in (0, 10**8, 10**11):
+        launches = timing.launches_for(moved_bytes, sets)
         assert launches >= sets and launches % sets == 0
 
 
@@ -137,6 +140,44 @@ def test_json_rows_say_where_they_come_from(tmp_path):
         assert row.items() >= HERE.items()
 
 
+def test_json_rows_name_the_command_without_its_files(monkeypatch):
+    words = ["/somewhere/benchmarks/gpu.py", "--s", "1,16", "--json", "out/rows.json", "--quick", "--commit", "abc"]
+    monkeypatch.setattr(sys, "argv", [*words, "--plot", "out/rows.svg", "--heads", "16"])
+    assert report.environment("abc")["command"] == "python benchmarks/gpu.py --s 1,16 --quick --heads 16"
+
+
+def test_record_measures_what_is_committed():
+    """Every record has a command; every command is one that its script takes."""
+    gpus = {record.file_of("gpu", name) for name in ("NVIDIA H100 80GB HBM3", "NVIDIA H200")}
+    files = gpus | {record.file_of(name, "NVIDIA H100 80GB HBM3") for name in record.COMMANDS}
+    assert {path.name for path in tables.RESULTS.glob("*.json")} <= files
+    for name, command in record.COMMANDS.items():
+        script, *arguments = shlex.split(command)
+        source = (ROOT / "benchmarks" / script).read_text()
+        for option in ("--json", *(word for word in arguments if word.startswith("--"))):
+            assert f'add_argument("{option}"' in source, (name, option)
+
+
+def test_record_goes_on_after_a_failure(monkeypatch, capsys, tmp_path):
+    done = []
+
+    def run(command):
+        done.append(command[1:])
+        return subprocess.CompletedProcess(command, int("tiles.py" in command[1]))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(sys, "argv", ["record.py", "tiles", "host", "--into", str(tmp_path), "--commit", "abc"])
+    assert record.main() == 1
+    scripts = [Path(command[0]).name for command in done]
+    assert scripts == ["tiles.py", "gpu.py"]
+    assert done[1][1:] == ["--host", "--json", str(tmp_path / "host.json"), "--commit", "abc"]
+    assert "tiles: status 1" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["record.py", "everything"])
+    with pytest.raises(SystemExit):
+        record.main()
+    assert "got everything" in capsys.readouterr().err
+
+
 def test_tables_fill_their_blocks_and_nothing_else(tmp_path):
     report.write_json(tmp_path / "h100.json", timed_rows(), HERE)
     text = "before\n<!-- table: gpu -->\nstale\n<!-- end -->\nafter\n<!-- table: cpu -->\nkept\n<!-- end -->\n"
@@ -157,7 +198,7 @@ def test_cpu_table_reads_the_file_of_the_cpu_benchmark(tmp_path):
 
 
 def test_roofline_bounds_every_recorded_point():
-    points = roofline.points(records.read(ROOT / "benchmarks" / "results" / "h100.json"))
+    points = roofline.points(tabular.read(ROOT / "benchmarks" / "results" / "h100.json"))
     assert len(points) == len(sides.SIDES) * len({point.s for point in points})
     for point in points:
         assert 50 < point.percent < 101 and point.roof_tflops < roofline.peak_tflops({"gpu": ""}), point
@@ -174,7 +215,7 @@ def test_roofline_counts_flops_and_bytes():
 
 def test_roofline_plot_is_that_of_the_records(tmp_path):
     pytest.importorskip("matplotlib")
-    roofline.draw(tmp_path / "roofline.svg", records.read(ROOT / "benchmarks" / "results" / "h100.json"))
+    roofline.draw(tmp_path / "roofline.svg", tabular.read(ROOT / "benchmarks" / "results" / "h100.json"))
     drawn, committed = (path.read_text() for path in (tmp_path / "roofline.svg", ROOT / "docs" / "roofline.svg"))
     for kind in (r"<text [^>]*>([^<]*)</text>", r"<use [^>]*x=\"(\d+)[^>]*y=\"(\d+)"):  # words; marks, to a pixel
         assert re.findall(kind, drawn) == re.findall(kind, committed)

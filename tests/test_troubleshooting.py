@@ -51,7 +51,8 @@ RULES = [pattern(message.split(", got")[0]) for message in MESSAGES]  # without 
 def said_by(call) -> str:
     with pytest.raises((RuntimeError, ValueError)) as error:
         call()
-    return str(error.value).split("\n")[0]
+    lines = str(error.value).removeprefix("Error(s) in loading state_dict for AbsorbedWeights:\n\t").split("\n")
+    return lines[0]
 
 
 def raised_by_ops(rng):

@@ -180,6 +180,27 @@ struct Worker {
   }
 };
 
+// By one thread: kTiles weight tiles of 128 columns, from first_column on, to L2; and to shared memory, each behind a barrier.
+template <int kOutBytes, int kTiles>
+MLA_FP8_DEVICE void prefetch_weights(const Params& p, u64* full, i32 first_column, i32 head) {
+  ptx::prefetch_tensormap(&p.w_uk);
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) {
+    prefetch_weight_tile<kLaneColumns<kOutBytes>>(&p.w_uk, 0, first_column + tile * kChunkN, head);
+    ptx::mbarrier_init(full + tile, 1);
+  }
+  ptx::fence_mbarrier_init_release_cluster();
+}
+
+template <int kOutBytes, int kTiles>
+MLA_FP8_DEVICE void load_weights(const Params& p, u8* tiles, u64* full, i32 first_column, i32 head) {
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) {
+    load_weight_tile<kLaneColumns<kOutBytes>>(tiles + tile * kWeightTileBytes, &p.w_uk, 0,
+                                              first_column + tile * kChunkN, head, full + tile);
+  }
+}
+
 template <class Config>
 MLA_FP8_DEVICE void run(const Params& p, typename Config::Shared& shared) {
   constexpr int kChunks = Config::kChunks;
@@ -189,25 +210,12 @@ MLA_FP8_DEVICE void run(const Params& p, typename Config::Shared& shared) {
   const float* w_scale = p.w_uk_scale + at.head * p.w_uk_scale_stride[0] +
                          (at.slice * kChunks + threadIdx.x % kChunks) * p.w_uk_scale_stride[1];
 
-  if (is_producer) {
-    ptx::prefetch_tensormap(&p.w_uk);
-#pragma unroll
-    for (int chunk = 0; chunk < kChunks; ++chunk) {
-      prefetch_weight_tile<kLaneColumns<Config::kOutBytes>>(&p.w_uk, 0, at.slice * Config::kTileN + chunk * kChunkN,
-                                                            at.head);
-      ptx::mbarrier_init(&shared.full[chunk], 1);
-    }
-    ptx::fence_mbarrier_init_release_cluster();
-  }
+  if (is_producer) prefetch_weights<Config::kOutBytes, kChunks>(p, shared.full, at.slice * Config::kTileN, at.head);
   __syncthreads();
   ptx::griddepcontrol_wait();
   ptx::griddepcontrol_launch_dependents();
   if (is_producer && at.row_tile * Config::kTileM < p.s) {
-#pragma unroll
-    for (int chunk = 0; chunk < kChunks; ++chunk) {
-      load_weight_tile<kLaneColumns<Config::kOutBytes>>(
-          shared.w_uk[chunk], &p.w_uk, 0, at.slice * Config::kTileN + chunk * kChunkN, at.head, &shared.full[chunk]);
-    }
+    load_weights<Config::kOutBytes, kChunks>(p, shared.w_uk[0], shared.full, at.slice * Config::kTileN, at.head);
   }
   __syncwarp();
 

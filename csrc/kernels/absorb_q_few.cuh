@@ -31,10 +31,29 @@ struct FewConfig {
   static_assert(kLanes % kThreads == 0 || kLanes < kThreads);
 };
 
+// A lane's columns of each of its tokens.
+template <class Config>
+MLA_FP8_DEVICE void store_tokens(const Params& p, const float* row_scale,
+                                 const float (&sums)[Config::kTiles][Config::kTokens / 2], float w_scale, i64 first_row,
+                                 i32 head, i32 column, float multiplier, int first_token) {
+  constexpr int kTokens = Config::kTokens, kColumns = 2 * Config::kTiles;
+#pragma unroll
+  for (int i = 0; i < kTokens / 4; ++i) {
+    const int token = i / 2 * 8 + first_token + i % 2;
+    const i64 row = first_row + token;
+    const float scale = __fmul_rn(row_scale[token], w_scale);
+    float value[kColumns];
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) value[c] = __fmaf_rn(sums[c / 2][i / 2 * 4 + c % 2 * 2 + i % 2], scale, 0.0f);
+    if (row >= p.s) continue;
+    u8* to = static_cast<u8*>(p.q) + (row * p.q_stride[0] + head * p.q_stride[1] + column) * Config::kOutBytes;
+    few_rows::store<Config::kOutBytes>(to, value, multiplier, p.is_fp16 != 0);
+  }
+}
+
 template <class Config>
 MLA_FP8_DEVICE void run_few(const Params& p, typename Config::Shared& shared) {
   constexpr int kTokens = Config::kTokens, kTiles = Config::kTiles, kThreads = Config::kThreads;
-  constexpr int kColumns = 2 * kTiles;
   const i32 slices = p.r / Config::kTileN;
   const Walk at = walk(p.h, slices);
   const int warpgroup = threadIdx.x / kWarpgroup;
@@ -96,18 +115,7 @@ MLA_FP8_DEVICE void run_few(const Params& p, typename Config::Shared& shared) {
     for (int i = 0; i < kTiles; ++i) few_rows::multiply<kTokens>(sums[i], shared.w_uk[warpgroup][i], shared.rows);
     ptx::wgmma_commit_group_sync_aligned();
     ptx::wgmma_wait_group_sync_aligned<0>();
-#pragma unroll
-    for (int i = 0; i < kTokens / 4; ++i) {
-      const int token = i / 2 * 8 + lane.token + i % 2;
-      const i64 row = first_row + token;
-      const float scale = __fmul_rn(shared.scale[token], w_scale);
-      float value[kColumns];
-#pragma unroll
-      for (int c = 0; c < kColumns; ++c) value[c] = __fmaf_rn(sums[c / 2][i / 2 * 4 + c % 2 * 2 + i % 2], scale, 0.0f);
-      if (row >= p.s) continue;
-      u8* to = static_cast<u8*>(p.q) + (row * p.q_stride[0] + at.head * p.q_stride[1] + column) * Config::kOutBytes;
-      few_rows::store<Config::kOutBytes>(to, value, multiplier, p.is_fp16 != 0);
-    }
+    store_tokens<Config>(p, shared.scale, sums, w_scale, first_row, at.head, column, multiplier, lane.token);
     first_row += at.row_step * kTokens;
     if (first_row < p.s) __syncthreads();  // all have read the rows
   }

@@ -36,6 +36,40 @@ MLA_FP8_DEVICE void start_multiply(float (&p)[64], const u8* rows, const u8* til
   ptx::wgmma_commit_group_sync_aligned();
 }
 
+// A thread's chunk of q_pe, as it will be stored, to where the burst keeps it.
+template <int kOutBytes>
+MLA_FP8_DEVICE void keep_rope(u8* kept, const RopeChunk& rope, bool is_fp16, float multiplier) {
+  if constexpr (kOutBytes == 1) {
+    *reinterpret_cast<uint2*>(kept) = is_fp16 ? rope_e4m3<Fp16>(rope, multiplier) : rope_e4m3<Bf16>(rope, multiplier);
+  } else {
+    *reinterpret_cast<uint4*>(kept) = make_uint4(rope.word[0], rope.word[1], rope.word[2], rope.word[3]);
+  }
+}
+
+// A thread's chunk of q_pe from where the burst keeps it.
+template <int kOutBytes>
+MLA_FP8_DEVICE void store_kept_rope(const Params& p, const u8* kept, i64 first_row, i64 head) {
+  const RopeChunk chunk = rope_chunk(p, first_row, threadIdx.x);
+  if (!chunk.exists) return;
+  u8* to = static_cast<u8*>(p.q) + (chunk.row * p.q_stride[0] + head * p.q_stride[1] + p.r + chunk.column) * kOutBytes;
+  if constexpr (kOutBytes == 1) {
+    ptx::st_global_cs_v2(to, *reinterpret_cast<const uint2*>(kept));
+  } else {
+    ptx::st_global_cs_v4(to, *reinterpret_cast<const uint4*>(kept));
+  }
+}
+
+// A thread's share of a row tile, in its open batch of copies.
+MLA_FP8_DEVICE void fetch_tile(const Params& p, PhasedStage& stage, const u16* from, i64 first_row, int load_row,
+                               int part, i32 head, bool has_rope) {
+  const i64 row = first_row + load_row;
+  shared_rows::copy(stage.q_nope, from + (row < p.s ? row : 0) * p.q_nope_stride[0], part, row < p.s);
+  if (has_rope) {
+    const RopeChunk chunk = rope_chunk(p, first_row, threadIdx.x);
+    if (chunk.exists) ptx::cp_async_cg_16(stage.q_pe[threadIdx.x], rope_source(p, chunk, head), kVectorBytes);
+  }
+}
+
 template <int kOutBytes>
 MLA_FP8_DEVICE void run_phased(const Params& p, PhasedStorage<kOutBytes>& shared) {
   using Shared = PhasedStorage<kOutBytes>;
@@ -44,25 +78,11 @@ MLA_FP8_DEVICE void run_phased(const Params& p, PhasedStorage<kOutBytes>& shared
   const bool has_rope = p.p != 0 && at.slice == 0;
   const bool is_producer = threadIdx.x == kPhasedThreads - 32;
   const int warpgroup = threadIdx.x / kWarpgroup;
-  if (is_producer) {
-    ptx::prefetch_tensormap(&p.w_uk);
-#pragma unroll
-    for (int chunk = 0; chunk < kPhasedWarpgroups; ++chunk) {
-      prefetch_weight_tile<kLaneColumns<kOutBytes>>(&p.w_uk, 0, first_column + chunk * kChunkN, at.head);
-      ptx::mbarrier_init(&shared.full[chunk], 1);
-    }
-    ptx::fence_mbarrier_init_release_cluster();
-  }
+  if (is_producer) prefetch_weights<kOutBytes, kPhasedWarpgroups>(p, shared.full, first_column, at.head);
   __syncthreads();
   ptx::griddepcontrol_wait();
   ptx::griddepcontrol_launch_dependents();
-  if (is_producer) {
-#pragma unroll
-    for (int chunk = 0; chunk < kPhasedWarpgroups; ++chunk) {
-      load_weight_tile<kLaneColumns<kOutBytes>>(shared.w_uk[chunk], &p.w_uk, 0, first_column + chunk * kChunkN, at.head,
-                                                &shared.full[chunk]);
-    }
-  }
+  if (is_producer) load_weights<kOutBytes, kPhasedWarpgroups>(p, shared.w_uk[0], shared.full, first_column, at.head);
   __syncwarp();
 
   const int part = threadIdx.x % shared_rows::kParts;
@@ -83,15 +103,7 @@ MLA_FP8_DEVICE void run_phased(const Params& p, PhasedStorage<kOutBytes>& shared
   int fetched_stage = 0;
   const auto fetch = [&] {
     if (fetched < p.s && fetched < fetch_end) {
-      const i64 row = fetched + load_row;
-      shared_rows::copy(shared.stage[fetched_stage].q_nope, from + (row < p.s ? row : 0) * p.q_nope_stride[0], part,
-                        row < p.s);
-      if (has_rope) {
-        const RopeChunk chunk = rope_chunk(p, fetched, threadIdx.x);
-        if (chunk.exists)
-          ptx::cp_async_cg_16(shared.stage[fetched_stage].q_pe[threadIdx.x], rope_source(p, chunk, at.head),
-                              kVectorBytes);
-      }
+      fetch_tile(p, shared.stage[fetched_stage], from, fetched, load_row, part, at.head, has_rope);
     }
     ptx::cp_async_commit_group();
     fetched += step;
@@ -122,14 +134,7 @@ MLA_FP8_DEVICE void run_phased(const Params& p, PhasedStorage<kOutBytes>& shared
       stage = stage + 1 == kPhasedStages ? 0 : stage + 1;
       shared_rows::quantize<0>(rows + tile * Shared::kRowsBytes, scales + tile * kWarpgroupM, raw, p.is_fp16 != 0,
                                load_row, part);
-      if (has_rope) {
-        if constexpr (kOutBytes == 1) {
-          *reinterpret_cast<uint2*>(rope_at(tile)) =
-              p.is_fp16 ? rope_e4m3<Fp16>(rope, multiplier) : rope_e4m3<Bf16>(rope, multiplier);
-        } else {
-          *reinterpret_cast<uint4*>(rope_at(tile)) = make_uint4(rope.word[0], rope.word[1], rope.word[2], rope.word[3]);
-        }
-      }
+      if (has_rope) keep_rope<kOutBytes>(rope_at(tile), rope, p.is_fp16 != 0, multiplier);
     }
     ptx::fence_proxy_async_shared_cta();
     __syncthreads();
@@ -144,16 +149,7 @@ MLA_FP8_DEVICE void run_phased(const Params& p, PhasedStorage<kOutBytes>& shared
       for (int i = 0; i < kLaneRows; ++i)
         scale[i] = __fmul_rn(scales[tile * kWarpgroupM + lane.row + i * kLaneRowStep], w_scale);
       if (has_rope) {
-        const RopeChunk chunk = rope_chunk(p, tile_row, threadIdx.x);
-        if (chunk.exists) {
-          u8* to = static_cast<u8*>(p.q) +
-                   (chunk.row * p.q_stride[0] + at.head * p.q_stride[1] + p.r + chunk.column) * kOutBytes;
-          if constexpr (kOutBytes == 1) {
-            ptx::st_global_cs_v2(to, *reinterpret_cast<const uint2*>(rope_at(tile)));
-          } else {
-            ptx::st_global_cs_v4(to, *reinterpret_cast<const uint4*>(rope_at(tile)));
-          }
-        }
+        store_kept_rope<kOutBytes>(p, rope_at(tile), tile_row, at.head);
         copy_rope<kOutBytes, kVectorBytes, kPhasedThreads>(p, tile_row, at.head, 0, 1, 1, multiplier);
       }
       ptx::wgmma_wait_group_sync_aligned<0>();

@@ -31,6 +31,40 @@ struct SharedConfig {
   static_assert(sizeof(Shared) <= 227 * 1024);
 };
 
+// 128 columns of a row tile: rows times weights, scaled and stored.
+template <class Config>
+MLA_FP8_DEVICE void multiply_and_store(const Params& p, const u8* rows, const float* row_scale, const u8* weights,
+                                       float w_scale, i64 first_row, i32 head, i32 column, float multiplier,
+                                       const LanePlace& lane) {
+  float values[64];
+  start_multiply(values, rows, weights);
+  float scale[kLaneRows];
+#pragma unroll
+  for (int i = 0; i < kLaneRows; ++i) {
+    scale[i] = __fmul_rn(row_scale[lane.row + i * kLaneRowStep], w_scale);
+  }
+  ptx::wgmma_wait_group_sync_aligned<0>();
+#pragma unroll
+  for (int i = 0; i < 64; ++i) values[i] = __fmaf_rn(values[i], scale[i / 2 % 2], 0.0f);
+  const RowValues both[kLaneRows] = {row_values(values, 0), row_values(values, 1)};
+  store_columns<Config::kOutBytes, kVectorBytes>(p, both, first_row + lane.row, head, column, multiplier, lane.quad);
+}
+
+// The CTA's share of a row tile's q_pe: what a thread fetched, then what is left.
+template <class Config>
+MLA_FP8_DEVICE void store_rows_rope(const Params& p, const Walk& at, i32 slices, const u32 (&rope)[Config::kSlots][4],
+                                    i64 first_row, float multiplier) {
+#pragma unroll
+  for (int i = 0; i < Config::kSlots; ++i) {
+    RopeChunk chunk = rope_chunk(p, first_row, rope_index<Config::kThreads>(at.slice, slices, i));
+#pragma unroll
+    for (int j = 0; j < 4; ++j) chunk.word[j] = rope[i][j];
+    store_rope<Config::kOutBytes, kVectorBytes>(p, chunk, at.head, multiplier);
+  }
+  copy_rope<Config::kOutBytes, kVectorBytes, Config::kThreads>(p, first_row, at.head, at.slice, slices, Config::kSlots,
+                                                               multiplier);
+}
+
 template <class Config>
 MLA_FP8_DEVICE void run_shared(const Params& p, typename Config::Shared& shared) {
   const i32 slices = p.r / Config::kTileN;
@@ -39,13 +73,7 @@ MLA_FP8_DEVICE void run_shared(const Params& p, typename Config::Shared& shared)
   const int warpgroup = threadIdx.x / kWarpgroup;
   const i32 first_column = at.slice * Config::kTileN;
   if (is_producer) {
-    ptx::prefetch_tensormap(&p.w_uk);
-#pragma unroll
-    for (int chunk = 0; chunk < Config::kTileN / kChunkN; ++chunk) {
-      prefetch_weight_tile<kLaneColumns<Config::kOutBytes>>(&p.w_uk, 0, first_column + chunk * kChunkN, at.head);
-      ptx::mbarrier_init(&shared.full[0][0] + chunk, 1);
-    }
-    ptx::fence_mbarrier_init_release_cluster();
+    prefetch_weights<Config::kOutBytes, Config::kTileN / kChunkN>(p, shared.full[0], first_column, at.head);
   }
   __syncthreads();
   ptx::griddepcontrol_wait();
@@ -53,12 +81,8 @@ MLA_FP8_DEVICE void run_shared(const Params& p, typename Config::Shared& shared)
   const i64 first = at.row_tile * kWarpgroupM, step = at.row_step * kWarpgroupM;
   if (first >= p.s) return;
   if (is_producer) {
-#pragma unroll
-    for (int chunk = 0; chunk < Config::kTileN / kChunkN; ++chunk) {
-      load_weight_tile<kLaneColumns<Config::kOutBytes>>(shared.w_uk[0][0] + chunk * kWeightTileBytes, &p.w_uk, 0,
-                                                        first_column + chunk * kChunkN, at.head,
-                                                        &shared.full[0][0] + chunk);
-    }
+    load_weights<Config::kOutBytes, Config::kTileN / kChunkN>(p, shared.w_uk[0][0], shared.full[0], first_column,
+                                                              at.head);
   }
   __syncwarp();
 
@@ -114,31 +138,12 @@ MLA_FP8_DEVICE void run_shared(const Params& p, typename Config::Shared& shared)
 #pragma unroll
     for (int chunk = 0; chunk < Config::kChunks; ++chunk) {
       wait(&shared.full[warpgroup][chunk], 0);
-      float values[64];
-      start_multiply(values, shared.rows[buffer], shared.w_uk[warpgroup][chunk]);
-      float scale[kLaneRows];
-#pragma unroll
-      for (int i = 0; i < kLaneRows; ++i) {
-        scale[i] = __fmul_rn(shared.scale[buffer][lane.row + i * kLaneRowStep], w_scale[chunk]);
-      }
-      ptx::wgmma_wait_group_sync_aligned<0>();
-#pragma unroll
-      for (int i = 0; i < 64; ++i) values[i] = __fmaf_rn(values[i], scale[i / 2 % 2], 0.0f);
-      const RowValues rows[kLaneRows] = {row_values(values, 0), row_values(values, 1)};
-      store_columns<Config::kOutBytes, kVectorBytes>(p, rows, first_row + lane.row, at.head,
-                                                     first_column + (warpgroup * Config::kChunks + chunk) * kChunkN,
-                                                     multiplier, lane.quad);
+      multiply_and_store<Config>(p, shared.rows[buffer], shared.scale[buffer], shared.w_uk[warpgroup][chunk],
+                                 w_scale[chunk], first_row, at.head,
+                                 first_column + (warpgroup * Config::kChunks + chunk) * kChunkN, multiplier, lane);
     }
     if (p.p != 0) {
-#pragma unroll
-      for (int i = 0; i < Config::kSlots; ++i) {
-        RopeChunk chunk = rope_chunk(p, first_row, rope_index<Config::kThreads>(at.slice, slices, i));
-#pragma unroll
-        for (int j = 0; j < 4; ++j) chunk.word[j] = rope[i][j];
-        store_rope<Config::kOutBytes, kVectorBytes>(p, chunk, at.head, multiplier);
-      }
-      copy_rope<Config::kOutBytes, kVectorBytes, Config::kThreads>(p, first_row, at.head, at.slice, slices,
-                                                                   Config::kSlots, multiplier);
+      store_rows_rope<Config>(p, at, slices, rope, first_row, multiplier);
       if (first_row + step < p.s) fetch_rope(first_row + step);
     }
   }

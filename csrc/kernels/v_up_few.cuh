@@ -15,6 +15,55 @@
 
 namespace mla_fp8::v_up {
 
+// By one thread: W_UV[h]'s block of 128 along R, to L2 and then to shared memory.
+template <int kTokens>
+MLA_FP8_DEVICE void prefetch_block(const Params& p, FewRowsStorage<kTokens>& shared, int block, i32 first_column,
+                                   i32 head) {
+  ptx::prefetch_tensormap(&p.w_uv);
+#pragma unroll
+  for (int i = 0; i < kFewWarpgroups; ++i)
+    few_rows::prefetch_weights<1>(&p.w_uv, block * kloop::kTileK, first_column + i * few_rows::kTileRows, head);
+  ptx::mbarrier_init(&shared.full[block], 1);
+  ptx::fence_mbarrier_init_release_cluster();
+}
+
+template <int kTokens>
+MLA_FP8_DEVICE void load_block(const Params& p, FewRowsStorage<kTokens>& shared, int block, i32 first_column,
+                               i32 head) {
+  ptx::mbarrier_arrive_expect_tx(&shared.full[block], kFewWarpgroups * few_rows::kTileBytes);
+#pragma unroll
+  for (int i = 0; i < kFewWarpgroups; ++i) {
+    few_rows::load_weights<1>(&shared.w_uv[block][i], &p.w_uv, block * kloop::kTileK,
+                              first_column + i * few_rows::kTileRows, head, &shared.full[block]);
+  }
+}
+
+// A pass's scales: of a token over its row of 128 values, of which a lane has two columns; to v_scale and, as multipliers, to shared memory.
+template <int kTokens, int kPass>
+MLA_FP8_DEVICE void share_scales(const Params& p, FewRowsStorage<kTokens>& shared, const float (&value)[kPass / 4][2],
+                                 i64 first_row, int pass, i32 head, const few_rows::Lane& lane) {
+#pragma unroll
+  for (int i = 0; i < kPass / 4; ++i) {
+    float amax = ptx::max_nan_f32(fabsf(value[i][0]), fabsf(value[i][1]));
+#pragma unroll
+    for (int lanes = kQuad; lanes < 32; lanes *= 2)
+      amax = ptx::max_nan_f32(amax, __shfl_xor_sync(kFullWarp, amax, lanes));
+    if (threadIdx.x % 32 < kQuad) shared.amax[threadIdx.x / 32][pass + i / 2 * 8 + lane.token + i % 2] = amax;
+  }
+  __syncthreads();
+  if (threadIdx.x < kPass) {
+    const int token = pass + threadIdx.x;
+    float amax = 0;
+#pragma unroll
+    for (const auto& warp_amax : shared.amax) amax = ptx::max_nan_f32(amax, warp_amax[token]);
+    const float scale = group_scale(amax);
+    shared.multiplier[token] = group_multiplier(scale);
+    if (first_row + token < p.s)
+      p.v_scale[(first_row + token) * p.v_scale_stride[0] + head * p.v_scale_stride[1]] = scale;
+  }
+  __syncthreads();
+}
+
 template <int kTokens, int kOutBytes>
 MLA_FP8_DEVICE void run_few(const Params& p, FewRowsStorage<kTokens>& shared) {
   constexpr int kSlots = kTokens * kBlocks * shared_rows::kParts / kFewThreads;
@@ -27,27 +76,12 @@ MLA_FP8_DEVICE void run_few(const Params& p, FewRowsStorage<kTokens>& shared) {
   const i32 first_column = at.slice * kloop::kTileN;
   const bool is_producer = threadIdx.x % 64 == 32;  // of a block: one warp of two
   const int own_block = threadIdx.x / 64;
-  if (is_producer) {
-    ptx::prefetch_tensormap(&p.w_uv);
-#pragma unroll
-    for (int i = 0; i < kFewWarpgroups; ++i)
-      few_rows::prefetch_weights<1>(&p.w_uv, own_block * kloop::kTileK, first_column + i * few_rows::kTileRows,
-                                    at.head);
-    ptx::mbarrier_init(&shared.full[own_block], 1);
-    ptx::fence_mbarrier_init_release_cluster();
-  }
+  if (is_producer) prefetch_block(p, shared, own_block, first_column, at.head);
   __syncthreads();
   ptx::griddepcontrol_wait();
   ptx::griddepcontrol_launch_dependents();
   if (at.row_tile * kTokens >= p.s) return;
-  if (is_producer) {
-    ptx::mbarrier_arrive_expect_tx(&shared.full[own_block], kFewWarpgroups * few_rows::kTileBytes);
-#pragma unroll
-    for (int i = 0; i < kFewWarpgroups; ++i) {
-      few_rows::load_weights<1>(&shared.w_uv[own_block][i], &p.w_uv, own_block * kloop::kTileK,
-                                first_column + i * few_rows::kTileRows, at.head, &shared.full[own_block]);
-    }
-  }
+  if (is_producer) load_block(p, shared, own_block, first_column, at.head);
   __syncwarp();
 
   const few_rows::Lane lane = few_rows::lane_of<1>();
@@ -98,26 +132,7 @@ MLA_FP8_DEVICE void run_few(const Params& p, FewRowsStorage<kTokens>& shared) {
         }
       }
       if (has_v_scale) {
-#pragma unroll
-        for (int i = 0; i < kPass / 4; ++i) {
-          float amax = ptx::max_nan_f32(fabsf(value[i][0]), fabsf(value[i][1]));
-#pragma unroll
-          for (int lanes = kQuad; lanes < 32; lanes *= 2)
-            amax = ptx::max_nan_f32(amax, __shfl_xor_sync(kFullWarp, amax, lanes));
-          if (threadIdx.x % 32 < kQuad) shared.amax[threadIdx.x / 32][pass + i / 2 * 8 + lane.token + i % 2] = amax;
-        }
-        __syncthreads();
-        if (threadIdx.x < kPass) {
-          const int token = pass + threadIdx.x;
-          float amax = 0;
-#pragma unroll
-          for (const auto& warp_amax : shared.amax) amax = ptx::max_nan_f32(amax, warp_amax[token]);
-          const float scale = group_scale(amax);
-          shared.multiplier[token] = group_multiplier(scale);
-          if (first_row + token < p.s)
-            p.v_scale[(first_row + token) * p.v_scale_stride[0] + at.head * p.v_scale_stride[1]] = scale;
-        }
-        __syncthreads();
+        share_scales<kTokens, kPass>(p, shared, value, first_row, pass, at.head, lane);
       }
 #pragma unroll
       for (int i = 0; i < kPass / 4; ++i) {

@@ -58,6 +58,53 @@ MLA_FP8_DEVICE void multiply_blocks(float (&product)[kBlocks][16], SharedRowsSto
   ptx::wgmma_wait_group_sync_aligned<0>();
 }
 
+// rows += the blocks' products, each scaled, k ascending.
+MLA_FP8_DEVICE void add_blocks(QuarterRow (&rows)[kLaneRows], const float (&product)[kBlocks][16],
+                               const float (&row_scale)[kBlocks][shared_rows::kRows], const float (&w_scale)[kBlocks],
+                               const LanePlace& lane) {
+#pragma unroll
+  for (int k = 0; k < kBlocks; ++k) {
+#pragma unroll
+    for (int i = 0; i < kLaneRows; ++i) {
+      const float scale = __fmul_rn(row_scale[k][lane.row + i * kLaneRowStep], w_scale[k]);
+#pragma unroll
+      for (int j = 0; j < kQuarterWords; ++j) {
+        float* value = rows[i].value + 2 * j;
+        value[0] = __fmaf_rn(product[k][4 * j + 2 * i], scale, value[0]);
+        value[1] = __fmaf_rn(product[k][4 * j + 2 * i + 1], scale, value[1]);
+      }
+    }
+  }
+}
+
+// The scale of a row's 128 values, of which a lane has eight: to v_scale, and its reciprocal to the row's multiplier.
+MLA_FP8_DEVICE void share_scales(const Params& p, SharedRowsStorage& shared, const QuarterRow (&rows)[kLaneRows],
+                                 float (&multiplier)[kLaneRows], i64 first_row, int buffer, int warpgroup, i32 head,
+                                 const LanePlace& lane) {
+#pragma unroll
+  for (int i = 0; i < kLaneRows; ++i) {
+    float amax = 0;
+#pragma unroll
+    for (float value : rows[i].value) amax = ptx::max_nan_f32(amax, fabsf(value));
+#pragma unroll
+    for (int lanes = 1; lanes < kQuad; lanes *= 2)
+      amax = ptx::max_nan_f32(amax, __shfl_xor_sync(kFullWarp, amax, lanes));
+    if (lane.quad == 0) shared.amax[buffer][warpgroup][lane.row + i * kLaneRowStep] = amax;
+  }
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < kLaneRows; ++i) {
+    float amax = 0;
+#pragma unroll
+    for (const auto& quarter : shared.amax[buffer]) amax = ptx::max_nan_f32(amax, quarter[lane.row + i * kLaneRowStep]);
+    const float scale = group_scale(amax);
+    multiplier[i] = group_multiplier(scale);
+    const i64 row = first_row + lane.row + i * kLaneRowStep;
+    if (row < p.s && lane.quad == 0 && warpgroup == 0)
+      p.v_scale[row * p.v_scale_stride[0] + head * p.v_scale_stride[1]] = scale;
+  }
+}
+
 template <int kOutBytes>
 MLA_FP8_DEVICE void run_shared(const Params& p, SharedRowsStorage& shared) {
   const i32 slices = p.v_dim / kloop::kTileN;
@@ -118,45 +165,11 @@ MLA_FP8_DEVICE void run_shared(const Params& p, SharedRowsStorage& shared) {
     float product[kBlocks][16];
     multiply_blocks(product, shared, buffer, warpgroup * kQuarter);
     QuarterRow rows[kLaneRows] = {};
-#pragma unroll
-    for (int k = 0; k < kBlocks; ++k) {
-#pragma unroll
-      for (int i = 0; i < kLaneRows; ++i) {
-        const float scale = __fmul_rn(shared.scale[buffer][k][lane.row + i * kLaneRowStep], w_scale[k]);
-#pragma unroll
-        for (int j = 0; j < kQuarterWords; ++j) {
-          float* value = rows[i].value + 2 * j;
-          value[0] = __fmaf_rn(product[k][4 * j + 2 * i], scale, value[0]);
-          value[1] = __fmaf_rn(product[k][4 * j + 2 * i + 1], scale, value[1]);
-        }
-      }
-    }
+    add_blocks(rows, product, shared.scale[buffer], w_scale, lane);
     float multiplier[kLaneRows] = {1.0f, 1.0f};
     if constexpr (kOutBytes == 1) {
       if (p.v_scale != nullptr) {
-#pragma unroll
-        for (int i = 0; i < kLaneRows; ++i) {
-          float amax = 0;
-#pragma unroll
-          for (float value : rows[i].value) amax = ptx::max_nan_f32(amax, fabsf(value));
-#pragma unroll
-          for (int lanes = 1; lanes < kQuad; lanes *= 2)
-            amax = ptx::max_nan_f32(amax, __shfl_xor_sync(kFullWarp, amax, lanes));
-          if (lane.quad == 0) shared.amax[buffer][warpgroup][lane.row + i * kLaneRowStep] = amax;
-        }
-        __syncthreads();
-#pragma unroll
-        for (int i = 0; i < kLaneRows; ++i) {
-          float amax = 0;
-#pragma unroll
-          for (const auto& quarter : shared.amax[buffer])
-            amax = ptx::max_nan_f32(amax, quarter[lane.row + i * kLaneRowStep]);
-          const float scale = group_scale(amax);
-          multiplier[i] = group_multiplier(scale);
-          const i64 row = first_row + lane.row + i * kLaneRowStep;
-          if (row < p.s && lane.quad == 0 && warpgroup == 0)
-            p.v_scale[row * p.v_scale_stride[0] + at.head * p.v_scale_stride[1]] = scale;
-        }
+        share_scales(p, shared, rows, multiplier, first_row, buffer, warpgroup, at.head, lane);
       } else {
         multiplier[0] = multiplier[1] = __frcp_rn(out_scale);
       }

@@ -1,0 +1,75 @@
+"""Measures the committed records again, each by its own command, and writes them where `tables.py` finds them.
+
+    python benchmarks/record.py                    all that a GPU can measure, or without one what a CPU can
+    python benchmarks/record.py gpu tiles          these
+    python benchmarks/record.py --into build/results --commit abc1234
+    python benchmarks/record.py --list             the commands
+
+Then `python benchmarks/tables.py` fills the tables of README and docs. Status 1: a command failed, and the others ran.
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from report import HERE
+from tables import RESULTS
+
+ON_GPU = {
+    "gpu": "gpu.py --s 1,16,64,128,512,2048,8192 --sides front,back,gemm",
+    "rows": "gpu.py --quick --s 4,32,256,1024,65536 --sides front,back",
+    "heads": "gpu.py --quick --replays 20 --heads 8,16,32,64 --s 1,16,128,1024 --sides front512,back,back_fp8",
+    "tiles": "tiles.py",
+    "chain": "gpu.py --chain",
+    "host": "gpu.py --host",
+    "quantize": "quantize.py",
+    "decode_step": "decode_step.py",
+    "dram_bytes": "dram_bytes.py",
+    "prefill": "prefill.py",
+    "sglang_hook": "sglang_hook.py",
+    "tensor_parallel": "tensor_parallel.py",
+}
+ON_CPU = {"cpu": "cpu.py"}
+COMMANDS = ON_GPU | ON_CPU
+
+
+def file_of(name: str, gpu: str) -> str:
+    """`gpu` is a record a device: h100.json on an NVIDIA H100 80GB HBM3."""
+    return f"{gpu.split()[1].lower() if name == 'gpu' and gpu else name}.json"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(COMMANDS)}")
+    parser.add_argument("--into", type=Path, default=RESULTS, help="folder; default: %(default)s")
+    parser.add_argument("--commit", help="for the JSON rows, where git cannot tell")
+    parser.add_argument("--list", action="store_true", help="print the commands and measure nothing")
+    options = parser.parse_args()
+    if unknown := [name for name in options.names if name not in COMMANDS]:
+        parser.error(f"NAME must be one of {', '.join(COMMANDS)}, got {unknown[0]}")
+    if options.list:
+        for name in options.names or COMMANDS:
+            print(f"{name:<12} python benchmarks/{COMMANDS[name]}")
+        return 0
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    failed = []
+    for name in options.names or (ON_GPU if gpu else ON_CPU):
+        script, *arguments = shlex.split(COMMANDS[name])
+        file = options.into.resolve() / file_of(name, gpu)
+        arguments += ["--json", str(file)]
+        if options.commit and name in ON_GPU:
+            arguments += ["--commit", options.commit]
+        began = time.monotonic()
+        status = subprocess.run([sys.executable, str(HERE / script), *arguments]).returncode
+        print(f"{name}: status {status}, {time.monotonic() - began:.0f} s, {file}", flush=True)
+        if status:
+            failed.append(name)
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
