@@ -10,7 +10,6 @@ import warnings
 import mla_models as models
 import pytest
 import torch
-import transformers
 from packaging.requirements import Requirement
 
 from mla_fp8.integrations import absorbed_layer
@@ -163,7 +162,8 @@ def bad_head_dim(model, monkeypatch):
 
 
 def old_transformers(model, monkeypatch):
-    monkeypatch.setattr(transformers, "__version__", "5.14.1")
+    # transformers may replace itself in sys.modules, so not the one that is imported here.
+    monkeypatch.setattr(integration.transformers, "__version__", "5.14.1")
     return {}, model
 
 

@@ -1,5 +1,6 @@
 // The tiles that are compiled, one line each. From these lines come the kernels' symbols (csrc/kernels/<op>.cu), their
-// launch bounds, and the table that select_config chooses from: no tile constant stands anywhere else.
+// launch bounds, and the table that select_config chooses from. What all tiles of a kernel share, such as kloop::kTileN,
+// is a constant of the kernel's header (csrc/kernels/<op>.h, kloop.h); no tile constant stands anywhere else.
 //
 // Work is a list of tiles: row tile major, then head, then column tile. A CTA takes tiles blockIdx.x, + gridDim.x, ...; of v_up's SHARED tiles,
 // which have the same grid, a run of neighbouring row tiles.
