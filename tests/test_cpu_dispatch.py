@@ -1,4 +1,4 @@
-"""Which instruction set the CPU kernels run on: what the build allows and the machine has, and what `info` says of it."""
+"""Which instruction set the CPU kernels run on: the best that build and machine have; `info` names it."""
 
 import os
 import subprocess

@@ -91,7 +91,9 @@ def _table() -> Table:
 
 def _details(device: dict[str, Any]) -> str:
     if device["device"] == "cpu":
-        return f"{device['threads']} threads, {device['instruction_set']} kernels (torch: {device['capability_of_torch']})"
+        return (
+            f"{device['threads']} threads, {device['instruction_set']} kernels (torch: {device['capability_of_torch']})"
+        )
     memory = f"{device['memory_bytes'] / 2**30:.0f} GiB"
     return f"compute capability {device['capability']}, {device['sms']} SMs, {memory}"
 
