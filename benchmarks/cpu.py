@@ -30,6 +30,7 @@ from torch import Tensor
 
 import mla_fp8
 from mla_fp8 import reference
+from mla_fp8.__main__ import INTERRUPTED
 
 OPS = {"absorb_q": (512, 128, "q_out"), "v_up": (128, 512, "v_out")}  # n and k of DeepSeek-V3, the output's name
 SIDES = {"front": "absorb_q", "back": "v_up"}  # as `python -m mla_fp8 bench` calls the ops
@@ -215,7 +216,10 @@ def main() -> int:
     except ValueError as error:
         console.print(f"wrong result: {error}", style="red")
         return 1
-    console.print(", ".join(f"{key} {value}" for key, value in where.items()), style="dim")
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    shown = where | {"commit": str(where["commit"])[:12]}
+    console.print(", ".join(f"{key} {value}" for key, value in shown.items()), style="dim")
     if args.json:
         args.json.write_text(json.dumps({**where, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
     if args.plot:
