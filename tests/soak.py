@@ -35,9 +35,9 @@ REPORT_EVERY_S = 60  # where there is no terminal for a progress bar
 WARM_UP_PASSES = 2  # of each run; then memory is measured
 PASSES_A_RUN = WARM_UP_PASSES + 1  # at least
 MIB = 2**20
-# How much more there may be at the end of a run than after its warm-up. On a CPU the RSS stays within 0.1 MiB.
+# How much more there may be at the end of a run than after its warm-up.
 GROWTH_BYTES = {
-    "RSS": 32 * MIB,  # an allocator may keep what was freed in pieces
+    "RSS": 32 * MIB,  # it goes up and down by some MiB, as an allocator keeps what was freed in pieces
     "torch on the GPU": MIB // 16,  # every tensor of a pass is gone after it
     "the GPU": 64 * MIB,  # the driver's memory for modules and graphs comes in large pieces
 }
