@@ -1,11 +1,13 @@
-"""Repeat a fixed plan of calls for minutes: every result must have the bits of the first pass, and memory stays flat.
+"""Repeat a plan of calls: the first pass's bits every time, and flat memory.
 
-    make soak ARGS="--minutes 8 --state soak.json"          # again with the same file: the same plan goes on
+    make soak ARGS="--minutes 8 --state soak.json"  # again: the plan goes on
     python tests/soak.py --minutes 0.5 --device cpu --cases 20
 
-The plan mixes ops, tokens, heads, dtypes, strides, views to write into, streams, captured graphs and threads; between
-calls weights change in place and change back. The state file holds what the first pass gave: runs that follow one
-another compare with it. Status 1: something differs, fails or grows; 2: the state is of another plan or machine.
+The plan mixes ops, tokens, heads, dtypes, strides, views to write into,
+streams, captured graphs and threads; between calls weights change in place and
+change back. The state file holds what the first pass gave: runs that follow one
+another compare with it. Status 1: something differs, fails or grows; 2: nothing
+ran, as the state is of another plan, machine or library.
 """
 
 import argparse

@@ -67,10 +67,11 @@ def test_bench_finds_installed_scripts_first(monkeypatch, tmp_path):
 
 def test_bench_asks_for_files_before_it_measures(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(bench.subprocess, "run", lambda *_: pytest.fail("measures"))
+    (tmp_path / "file").touch()
     for option, file, rule in (
-        ("--json", tmp_path / "none" / "rows.json", "must be a file that can be written"),
+        ("--json", tmp_path / "file" / "rows.json", "must be a file that can be written"),
         ("--json", tmp_path, "must be a file that can be written"),
-        ("--plot", tmp_path / "none" / "rows.svg", "must be a file that can be written"),
+        ("--plot", tmp_path / "file" / "rows.svg", "must be a file that can be written"),
         ("--plot", tmp_path / "rows.xyz", "must end in .svg or .png"),
     ):
         assert main(["bench", "--device", "cpu", option, str(file)]) == 2

@@ -41,6 +41,12 @@ def test_soak_passes_and_fits_80_columns(run):
     assert max(map(len, printed.splitlines())) <= COLUMNS
 
 
+def test_soak_help_fits_80_columns(capsys):
+    with pytest.raises(SystemExit):
+        soak.main(["--help"])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= COLUMNS
+
+
 def test_soak_names_a_flipped_bit(run, monkeypatch):
     """In one element of one result of the second pass."""
     case = next(case for case in soak_cases.plan(0, COUNT, "cpu") if case.name == "v_up" and case.s > 3)

@@ -75,7 +75,14 @@ def check_files(given: argparse.Namespace) -> None:
     if given.plot and importlib.util.find_spec("matplotlib") is None:
         raise ValueError("bench: --plot needs matplotlib: pip install mla_fp8[bench]")
     for option, file in (("--json", given.json), ("--plot", given.plot)):
-        if file and (file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK)):
+        if file is None:
+            continue
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            writable = not file.is_dir() and os.access(file if file.exists() else file.parent, os.W_OK)
+        except OSError:
+            writable = False
+        if not writable:
             raise ValueError(f"bench: {option} must be a file that can be written, got {file}")
 
 
