@@ -14,7 +14,7 @@ SETUP := .venv/.built
 endif
 SOURCES := pyproject.toml CMakeLists.txt $(shell find build_support cmake csrc -type f)
 
-.PHONY: setup demo test test-gpu test-install fuzz sanitize lint bench docs clean into-given-python
+.PHONY: setup demo test test-gpu test-install fuzz sanitize soak lint bench docs clean into-given-python
 setup: $(SETUP)
 
 demo: $(SETUP)
@@ -35,6 +35,10 @@ fuzz: $(SETUP)
 
 sanitize: $(SETUP)
 	PYTHON=$(PYTHON) bash tests/sanitize_cpu.sh $(ARGS)
+
+# Minutes of one plan of calls, over and over: make soak ARGS="--minutes 8 --state soak.json"
+soak: $(SETUP)
+	$(PYTHON) tests/soak.py $(ARGS)
 
 lint: .venv/.built
 	.venv/bin/ruff check

@@ -30,12 +30,14 @@ from torch import Tensor
 
 import mla_fp8
 from mla_fp8 import reference
+from mla_fp8.__main__ import INTERRUPTED
 
 OPS = {"absorb_q": (512, 128, "q_out"), "v_up": (128, 512, "v_out")}  # n and k of DeepSeek-V3, the output's name
 SIDES = {"front": "absorb_q", "back": "v_up"}  # as `python -m mla_fp8 bench` calls the ops
 PEER = "fp32 bmm"  # what the ratio column is over: the faster fp32 row
+DEFAULT_HEADS, DEFAULT_THREADS = 128, 2
 TARGETS = {1: 0.5, 16: 0.8, 128: 1.0}  # S -> share of PEER's time
-TARGET_SETTING = (128, 2)  # heads, threads
+TARGET_SETTING = (DEFAULT_HEADS, DEFAULT_THREADS)
 OWN_BOUND = (
     3e-3  # relative Frobenius error against the reference: the output's bf16 rounding (2^-9 at most, 1.7e-3 rms)
 )
@@ -141,7 +143,9 @@ def measure(
     fastest = min(row.ms for row in rows if row.contender.startswith(PEER))
     side = next(side for side, one in SIDES.items() if one == op)
     options = {"device": "cpu", "sides": side, "s": s, "heads": heads, "rounds": rounds}
-    command = again({**options, "threads": torch.get_num_threads()})
+    defaults = {"heads": DEFAULT_HEADS, "threads": DEFAULT_THREADS}  # left out, so that the line fits 80 columns
+    options |= {"threads": torch.get_num_threads()}
+    command = again({name: value for name, value in options.items() if value != defaults.get(name)})
     return [replace(row, ratio=row.ms / fastest, reproduce=command) for row in rows]
 
 
@@ -189,8 +193,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--op", nargs="+", choices=list(OPS), default=list(OPS))
     parser.add_argument("--s", nargs="+", type=int, default=list(TARGETS), help="tokens")
-    parser.add_argument("--heads", nargs="+", type=int, default=[128])
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--heads", nargs="+", type=int, default=[DEFAULT_HEADS])
+    parser.add_argument("--threads", type=int, default=DEFAULT_THREADS)
     parser.add_argument("--rounds", type=int, default=50, help="samples of each contender")
     parser.add_argument("--copies", type=int, default=4, help="of the weights, taken in turn")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows and where they come from")
@@ -212,10 +216,14 @@ def main() -> int:
                 rows += (case := measure(op, s, heads, args.copies, args.rounds, lambda: bar.advance(task)))
                 console.print(table_of(case, args.threads))
                 console.print(f"again: {case[0].reproduce}", style="dim", highlight=False, soft_wrap=True)
+                console.print()
     except ValueError as error:
         console.print(f"wrong result: {error}", style="red")
         return 1
-    console.print(", ".join(f"{key} {value}" for key, value in where.items()), style="dim")
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    shown = where | {"commit": str(where["commit"])[:12]}
+    console.print(", ".join(f"{key} {value}" for key, value in shown.items()), style="dim")
     if args.json:
         args.json.write_text(json.dumps({**where, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
     if args.plot:

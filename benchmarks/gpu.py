@@ -35,6 +35,7 @@ from rich.progress import Progress
 from sides import GROUPS, SIDES
 
 import mla_fp8  # noqa: F401  loads the ops
+from mla_fp8.__main__ import INTERRUPTED
 
 DEFAULT_S = "1,16,32,64,128,256,512,1024,2048,8192,65536"
 QUICK_S = "1,64,512"
@@ -144,6 +145,8 @@ def main() -> int:
         except WrongResult as error:
             console.print(f"wrong result: {error}", style="bold red", markup=False)
             return 1
+        except KeyboardInterrupt:
+            return INTERRUPTED
     if options.plot:
         plot.draw(options.plot, rows)
     failed = [f"{row.contender} ({row.side}, S={row.s}, H={row.heads})" for row in rows if row.ours and row.us is None]

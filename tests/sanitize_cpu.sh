@@ -28,15 +28,16 @@ for cpu in ${*:-AUTO avx2 portable}; do
   export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
   preload="$(g++ -print-file-name=libasan.so):$(g++ -print-file-name=libubsan.so):$(g++ -print-file-name=libstdc++.so)"
   cd "$build"  # away from the sources' own mla_fp8
-  LD_PRELOAD=$preload "$python" -S - "$build" <<'PYTHON'
+  LD_PRELOAD=$preload "$python" -S - "$build" "$cpu" <<'PYTHON'
 import sys
 from mla_fp8 import _native
+from mla_fp8.cli import facts
 assert str(_native.LIBRARY).startswith(sys.argv[1]), f"the sanitized library must be loaded, got {_native.LIBRARY}"
 assert b"__asan_report_load" in _native.LIBRARY.read_bytes() and b"__ubsan_handle" in _native.LIBRARY.read_bytes()
+print(f"sanitize: {sys.argv[2]}, {facts.instruction_set()} kernels", flush=True)
 PYTHON
   cd - >/dev/null
   tests=("${products[@]}")
   if [ "$cpu" = AUTO ]; then tests+=("${others[@]}"); fi
-  echo "sanitize: $cpu"
   LD_PRELOAD=$preload "$python" -S "$scripts/pytest" -q -p no:cacheprovider --capture=sys "${tests[@]}" ${PYTEST_ARGS:-}
 done

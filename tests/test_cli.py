@@ -98,7 +98,6 @@ def test_explain_shows_reasons_when_every_tile_is_dropped(capsys):
 @pytest.mark.parametrize(
     "arguments",
     [
-        [],
         ["explain"],
         ["explain", "--op", "softmax", "--s", "1"],
         ["explain", "--op", "bmm", "--s", "many"],

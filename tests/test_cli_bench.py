@@ -47,13 +47,13 @@ def test_bench_gives_the_cpu_script_its_options():
 def test_bench_rejects_options_of_the_other_device(capsys, monkeypatch, words, text):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: "--threads" in words)
     monkeypatch.setattr(facts, "no_cuda", lambda: "torch is away")
-    assert main(["bench", *words.split()]) == 1
+    assert main(["bench", *words.split()]) == 2
     assert text in capsys.readouterr().err
 
 
 def test_bench_without_its_scripts_says_so(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(bench, "__file__", str(tmp_path / "mla_fp8" / "cli" / "bench.py"))
-    assert main(["bench", "--device", "cpu"]) == 1
+    assert main(["bench", "--device", "cpu"]) == 2
     assert "the benchmarks must be in" in capsys.readouterr().err
 
 
@@ -63,6 +63,22 @@ def test_bench_finds_installed_scripts_first(monkeypatch, tmp_path):
     (installed / "gpu.py").touch()
     monkeypatch.setattr(bench, "__file__", str(tmp_path / "mla_fp8" / "cli" / "bench.py"))
     assert bench.directory() == installed
+
+
+def test_bench_asks_for_files_before_it_measures(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(bench.subprocess, "run", lambda *_: pytest.fail("measures"))
+    (tmp_path / "file").touch()
+    for option, file, rule in (
+        ("--json", tmp_path / "file" / "rows.json", "must be a file that can be written"),
+        ("--json", tmp_path, "must be a file that can be written"),
+        ("--plot", tmp_path / "file" / "rows.svg", "must be a file that can be written"),
+        ("--plot", tmp_path / "rows.xyz", "must end in .svg or .png"),
+    ):
+        assert main(["bench", "--device", "cpu", option, str(file)]) == 2
+        assert capsys.readouterr().err == f"error: bench: {option} {rule}, got {file}\n"
+    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
+    assert main(["bench", "--device", "cpu", "--plot", "rows.svg"]) == 2
+    assert "--plot needs matplotlib: pip install mla_fp8[bench]" in capsys.readouterr().err
 
 
 def test_bench_names_peers():

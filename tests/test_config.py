@@ -2,6 +2,7 @@
 
 import ast
 import math
+import re
 import threading
 from pathlib import Path
 
@@ -141,8 +142,8 @@ def test_every_tile_wins_or_is_dropped_with_its_limit():
 REFUSED = [
     ({"s": -1}, "s must be in [0, 2147483647], got -1"),
     ({"s": 2**31}, "s must be in [0, 2147483647], got 2147483648"),
-    ({"heads": 0}, "heads must be in [1, "),
-    ({"heads": -3}, ", got -3"),
+    ({"heads": 0}, "heads must be in [1, 536870911], got 0"),
+    ({"heads": -3}, "heads must be in [1, 536870911], got -3"),
     ({"n": 130}, "n must be a multiple of 128 in [128, 16384], got 130"),
     ({"n": 0}, "n must be a multiple of 128 in [128, 16384], got 0"),
     ({"n": 16512}, "n must be a multiple of 128 in [128, 16384], got 16512"),
@@ -163,10 +164,9 @@ REFUSED = [
 @pytest.mark.parametrize("function", [select_config, candidates])
 def test_rejects_unsupported_problems_with_every_value(function, fault, rule):
     asked = problem(Op.absorb_q, **fault)
-    with pytest.raises(ValueError, match="absorb_q: no kernel for") as caught:
+    with pytest.raises(ValueError, match=re.escape(f"absorb_q: {rule} (no kernel for s=")) as caught:
         function(asked)
     message = str(caught.value)
-    assert rule in message
     for name in ("s", "heads", "n", "k", "pe", "in_bytes", "out_bytes", "align_bytes"):
         assert f"{name}={getattr(asked, name)}" in message
     assert "132 SMs" in message

@@ -3,13 +3,27 @@
 import ctypes
 import logging
 import os
+import re
+import shutil
 import subprocess
 import sys
+import textwrap
+import time
+from pathlib import Path
 
+import processes
 import pytest
 
-from mla_fp8 import jit
+from mla_fp8 import _native, jit
+from mla_fp8.cli import facts
 
+# From an op's first call in a process to its first result, and with an empty cache where NVRTC must compile.
+FIRST_USE_SECONDS = 15
+EMBEDDED_SECONDS = 0.5
+ONE_LINE = (
+    r"mla_fp8: no embedded kernel runs here: NVRTC compiles \w+ for sm_90a, one of 4 kernels, some seconds each; "
+    r"kept in \S+"
+)
 OPS = ("quantize_q_nope", "bmm", "absorb_q", "v_up")
 ELF_MAGIC = b"\x7fELF"
 SMALL = "quantize_q_nope"
@@ -27,7 +41,10 @@ def cached_files(cache):
 
 @pytest.mark.parametrize("op", OPS)
 def test_jit_compiles_every_kernel(cache, op):
+    begin = time.process_time()
     image = jit.load(op)
+    seconds = time.process_time() - begin  # of this process alone: others may be busy
+    assert seconds < FIRST_USE_SECONDS, f"{op}: {seconds:.1f} s to compile"
     assert image.startswith(ELF_MAGIC)
     tiles = (jit.source_directory() / "config" / "tiles.h").read_text()
     symbols = {line.split("(")[1].split(",")[0] for line in tiles.splitlines() if line.startswith(f"  X({op}")}
@@ -104,3 +121,77 @@ def test_jit_warm_up_without_a_gpu_says_so(tmp_path):
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=60)
     assert result.returncode != 0 and result.stderr.splitlines()[-1].startswith("RuntimeError: ")
+
+
+@pytest.fixture
+def without_images(tmp_path):
+    """The environment in which `python -S` imports a copy of the package whose embedded kernels no driver takes."""
+    package = tmp_path / "site" / "mla_fp8"
+    shutil.copytree(Path(jit.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in _native.LIBRARY.parent.glob("*.so"):
+        shutil.copy(path, package)
+    shutil.copytree(jit.source_directory(), package / "csrc", dirs_exist_ok=True)
+    library = package / _native.LIBRARY.name
+    library.write_bytes(library.read_bytes().replace(facts.FATBIN_MAGIC.to_bytes(4, "little"), bytes(4)))
+    paths = [tmp_path / "site", Path(__file__).parent, *filter(None, sys.path)]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
+
+
+def run_in(environment, code, tmp_path, *options):
+    """In a fresh process with an empty cache -> what it printed, and to stderr."""
+    command = [sys.executable, *options, "-c", textwrap.dedent(code)]
+    environment = environment | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    ran = processes.run(command, cwd=tmp_path, env=environment)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout, ran.stderr
+
+
+def test_jit_library_without_images_is_what_the_tests_below_load(tmp_path, without_images):
+    code = """
+        import torch, mla_fp8
+        from mla_fp8 import _native
+        from mla_fp8.cli import facts
+        print(_native.LIBRARY, facts.embedded(_native.LIBRARY.read_bytes()))
+        print(mla_fp8.quantize_q_nope(torch.ones(1, 1, 128, dtype=torch.bfloat16))[0].shape)
+    """
+    printed, _ = run_in(without_images, code, tmp_path, "-S")
+    library = tmp_path / "site" / "mla_fp8" / _native.LIBRARY.name
+    assert printed.splitlines() == [f"{library} []", "torch.Size([1, 256, 128])"]
+
+
+FIRST_CALL = """
+    import time, torch
+    from cases import CASE
+    from mla_fp8 import jit
+
+    case = CASE[{name!r}]
+    arguments = case.arguments(torch.Generator().manual_seed(0), s=65, h=16, device="cuda")
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    case.call(arguments)
+    torch.cuda.synchronize()
+    print(time.perf_counter() - begin, *jit._images)
+"""
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("op", OPS)
+def test_jit_first_use_gives_a_result_within_seconds(tmp_path, without_images, op):
+    """It compiles this op's kernels and no others, and one line says so, and for how long."""
+    printed, said = run_in(without_images, FIRST_CALL.format(name=op), tmp_path, "-S")
+    seconds, *compiled = printed.split()
+    (line,) = [line for line in said.splitlines() if line.startswith("mla_fp8")]
+    assert compiled == [op] and re.fullmatch(ONE_LINE, line), said
+    assert float(seconds) < FIRST_USE_SECONDS
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("op", OPS)
+def test_jit_embedded_kernels_give_a_result_at_once(tmp_path, op):
+    if not facts.embedded(_native.LIBRARY.read_bytes()):
+        pytest.skip("built without nvcc: nothing is embedded")
+    tests = {"PYTHONPATH": str(Path(__file__).parent)}
+    printed, said = run_in(os.environ | tests, FIRST_CALL.format(name=op), tmp_path)
+    seconds, *compiled = printed.split()
+    assert compiled == [] and "mla_fp8" not in said
+    assert float(seconds) < EMBEDDED_SECONDS

@@ -30,14 +30,19 @@ uint64_t memo_index(const Problem& p) {
   return hash >> (64 - kMemoBits);
 }
 
-[[noreturn]] void refuse(const Problem& p, const Device& d, const std::string& reasons) {
-  throw std::invalid_argument(std::string(op_name(p.op)) + ": no kernel for " + describe(p) + " on " + describe(d) +
-                              ": " + reasons);
+std::string no_kernel(const Problem& p, const Device& d) {
+  return "no kernel for " + describe(p) + " on " + describe(d);
 }
 
-void check(const Problem& problem, const Device& device) {
-  const std::string broken = broken_rules(problem, device);
-  if (!broken.empty()) refuse(problem, device, broken);
+[[noreturn]] void refuse(const Problem& p, const Device& d, const std::string& reasons) {
+  throw std::invalid_argument(std::string(op_name(p.op)) + ": " + no_kernel(p, d) + ": " + reasons);
+}
+
+void check(const Problem& p, const Device& d) {
+  const std::string broken = broken_rules(p, d);
+  if (!broken.empty()) {
+    throw std::invalid_argument(std::string(op_name(p.op)) + ": " + broken + " (" + no_kernel(p, d) + ")");
+  }
 }
 
 Config select_uncached(const Problem& problem, const Device& device) {

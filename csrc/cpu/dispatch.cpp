@@ -1,5 +1,6 @@
 // Which instruction set this machine gets: the best that it has and that the build's MLA_FP8_CPU allows.
 #include "cpu/gemm.h"
+#include "cpu/kernels.h"
 
 namespace mla_fp8::cpu {
 namespace {
@@ -27,3 +28,5 @@ const Kernels& best_kernels() {
 }
 
 }  // namespace mla_fp8::cpu
+
+const char* mla_fp8_cpu_instruction_set() { return mla_fp8::cpu::best_kernels().name; }

@@ -141,6 +141,4 @@ void v_up(const VUpArgs& args, const ParallelFor& parallel_for) {
   run(gemm, parallel_for);
 }
 
-const char* instruction_set() { return best_kernels().name; }
-
 }  // namespace mla_fp8::cpu

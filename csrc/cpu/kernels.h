@@ -12,7 +12,7 @@ void bmm(const BmmArgs& args, const ParallelFor& parallel_for);
 void absorb_q(const AbsorbQArgs& args, const ParallelFor& parallel_for);
 void v_up(const VUpArgs& args, const ParallelFor& parallel_for);  // v_up_quantized where args.v_scale is not null
 
-// The instruction set in use: "avx512", "avx2" or "portable". All three give the same bits.
-const char* instruction_set();
-
 }  // namespace mla_fp8::cpu
+
+// The instruction set in use: "avx512", "avx2" or "portable". All three give the same bits.
+extern "C" __attribute__((visibility("default"))) const char* mla_fp8_cpu_instruction_set();

@@ -69,6 +69,16 @@ MLA_FP8_DEVICE void store_columns(const Params& p, const RowValues (&rows)[kLane
   }
 }
 
+// Both rows' products with 128 weight rows, scaled as a sum of one block is, also in its zeros' signs.
+template <int kOutBytes, int kAlignBytes>
+MLA_FP8_DEVICE void store_products(const Params& p, float (&values)[64], const float (&scale)[kLaneRows], i64 row,
+                                   i64 head, i32 column, float multiplier, int quad) {
+#pragma unroll
+  for (int i = 0; i < 64; ++i) values[i] = __fmaf_rn(values[i], scale[i / 2 % 2], 0.0f);
+  const RowValues rows[kLaneRows] = {row_values(values, 0), row_values(values, 1)};
+  store_columns<kOutBytes, kAlignBytes>(p, rows, row, head, column, multiplier, quad);
+}
+
 // What one thread of a CTA works on.
 template <class Config>
 struct Worker {
@@ -169,14 +179,9 @@ struct Worker {
     float scale[kLaneRows];
 #pragma unroll
     for (int i = 0; i < kLaneRows; ++i) scale[i] = __fmul_rn(fragment.scale[i], chunk_scale);
-#pragma unroll
-    for (int i = 0; i < 64; ++i) {
-      values[i] = __fmaf_rn(values[i], scale[i / 2 % 2], 0.0f);  // as a sum of one block, also of its zeros' signs
-    }
     const i32 column = at.slice * Config::kTileN + chunk * kChunkN;
-    const RowValues rows[kLaneRows] = {row_values(values, 0), row_values(values, 1)};
-    store_columns<Config::kOutBytes, Config::kAlignBytes>(p, rows, first_row + lane.row, at.head, column, multiplier(),
-                                                          lane.quad);
+    store_products<Config::kOutBytes, Config::kAlignBytes>(p, values, scale, first_row + lane.row, at.head, column,
+                                                           multiplier(), lane.quad);
   }
 };
 

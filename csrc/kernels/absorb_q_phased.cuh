@@ -153,11 +153,8 @@ MLA_FP8_DEVICE void run_phased(const Params& p, PhasedStorage<kOutBytes>& shared
         copy_rope<kOutBytes, kVectorBytes, kPhasedThreads>(p, tile_row, at.head, 0, 1, 1, multiplier);
       }
       ptx::wgmma_wait_group_sync_aligned<0>();
-#pragma unroll
-      for (int i = 0; i < 64; ++i) values[i] = __fmaf_rn(values[i], scale[i / 2 % 2], 0.0f);
-      const RowValues both[kLaneRows] = {row_values(values, 0), row_values(values, 1)};
-      store_columns<kOutBytes, kVectorBytes>(p, both, tile_row + lane.row, at.head, first_column + warpgroup * kChunkN,
-                                             multiplier, lane.quad);
+      store_products<kOutBytes, kVectorBytes>(p, values, scale, tile_row + lane.row, at.head,
+                                              first_column + warpgroup * kChunkN, multiplier, lane.quad);
     }
     if (done + 1 < bursts) {
       __syncthreads();

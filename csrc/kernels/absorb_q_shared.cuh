@@ -44,10 +44,8 @@ MLA_FP8_DEVICE void multiply_and_store(const Params& p, const u8* rows, const fl
     scale[i] = __fmul_rn(row_scale[lane.row + i * kLaneRowStep], w_scale);
   }
   ptx::wgmma_wait_group_sync_aligned<0>();
-#pragma unroll
-  for (int i = 0; i < 64; ++i) values[i] = __fmaf_rn(values[i], scale[i / 2 % 2], 0.0f);
-  const RowValues both[kLaneRows] = {row_values(values, 0), row_values(values, 1)};
-  store_columns<Config::kOutBytes, kVectorBytes>(p, both, first_row + lane.row, head, column, multiplier, lane.quad);
+  store_products<Config::kOutBytes, kVectorBytes>(p, values, scale, first_row + lane.row, head, column, multiplier,
+                                                  lane.quad);
 }
 
 // The CTA's share of a row tile's q_pe: what a thread fetched, then what is left.

@@ -1,13 +1,49 @@
 """A file for each command of `python -m mla_fp8`: `add` gives it its arguments, `run` returns the exit status."""
 
 import argparse
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 EXIT_OK = 0
-EXIT_FAILED = 1  # it ran, and the answer is no; argparse itself exits with 2
+EXIT_FAILED = 1  # it ran, and the answer is no
+EXIT_USAGE = 2  # it did not run: what was asked for cannot be, as argparse says it too
+TABLE_COLUMNS = 80  # that every table fits
+
+
+def table_console() -> "Console":
+    """As wide as the terminal, but no narrower than a table: there lines wrap, and no cell is cut short."""
+    from rich.console import Console
+
+    found = Console(highlight=False)
+    return found if found.width >= TABLE_COLUMNS else Console(highlight=False, width=TABLE_COLUMNS)
+
+
+def integer_of(low: int, high: int) -> Callable[[str], int]:
+    """For argparse: a number with both its bounds."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"must be an integer in [{low}, {high}], got {text!r}")
+        return value
+
+    return parse
+
+
+def positive_ranges(text: str) -> list[int]:
+    """integer_ranges without 0."""
+    numbers = integer_ranges(text)
+    if 0 in numbers:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text!r}")
+    return numbers
 
 
 def integer_ranges(text: str) -> list[int]:

@@ -3,14 +3,13 @@
 import argparse
 import importlib.metadata
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 import mla_fp8
-from mla_fp8.cli import EXIT_FAILED, Commands, integer_ranges
+from mla_fp8.cli import EXIT_USAGE, Commands, integer_of, positive_ranges, table_console
 
 PEERS = {"Triton": "triton", "DeepGEMM": "deep_gemm", "FlashInfer": "flashinfer"}  # name -> module
 CPU_OPS = {"front": "absorb_q", "back": "v_up"}
@@ -19,8 +18,9 @@ DESCRIPTION = """\
 Time the ops here beside what else is installed: on a GPU torch.bmm, Triton,
 DeepGEMM, FlashInfer and one launch that only moves the same bytes; on a CPU
 torch.bmm. Everything is compared with the reference first: a wrong result ends
-the run with status 1. Status 3: an op of mla_fp8 failed. Under each table stands
-the command that measures it again."""
+the run with status 1. Status 2: the options do not fit; 3: an op of mla_fp8
+failed. Under each table stands the command that measures it again."""
+DRAWN = (".svg", ".png")
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
@@ -31,16 +31,16 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
-    command.add_argument("--s", type=integer_ranges, help="tokens, as in 1,16,64; default: a range of them")
-    command.add_argument("--heads", type=integer_ranges, default=[128], help="as in 128,16; default: 128")
+    command.add_argument("--s", type=positive_ranges, help="tokens, as in 1,16,64; default: a range of them")
+    command.add_argument("--heads", type=positive_ranges, default=[128], help="as in 128,16; default: 128")
     command.add_argument(
         "--sides",
         default="front,back",
         help="front (absorb_q), back (v_up), and on a GPU front512, front576, front576_fp8, back_fp8, gemm; "
         "default: %(default)s",
     )
-    command.add_argument("--rounds", type=int, help="samples of each contender")
-    command.add_argument("--threads", type=int, help="of a CPU; default: 2")
+    command.add_argument("--rounds", type=integer_of(2, 1_000_000), help="samples of each contender")
+    command.add_argument("--threads", type=integer_of(1, 1024), help="of a CPU; default: 2")
     command.add_argument("--quick", action="store_true", help="fewer shapes, rounds and configurations")
     command.add_argument("--json", type=Path, metavar="FILE", help="write the rows and where they come from")
     command.add_argument("--plot", type=Path, metavar="FILE", help="draw time over S (.svg or .png); needs matplotlib")
@@ -53,18 +53,37 @@ def run(given: argparse.Namespace) -> int:
     from mla_fp8.cli.facts import no_cuda
 
     device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    console = Console(highlight=False)
+    console = table_console()
     try:
         if device == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"bench: --device must be cpu, got cuda: {no_cuda()}")
         command = gpu_command(given) if device == "cuda" else cpu_command(given)
-    except (ValueError, FileNotFoundError) as error:
+        check_files(given)
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return EXIT_FAILED
+        return EXIT_USAGE
     console.print(
         f"{device}: mla_fp8 {mla_fp8.__version__}, torch {torch.__version__}" + f"; {peers()}" * (device == "cuda")
     )
     return subprocess.run([sys.executable, *command]).returncode
+
+
+def check_files(given: argparse.Namespace) -> None:
+    """Before minutes of measuring, not after them."""
+    if given.plot and given.plot.suffix not in DRAWN:
+        raise ValueError(f"bench: --plot must end in {' or '.join(DRAWN)}, got {given.plot}")
+    if given.plot and importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("bench: --plot needs matplotlib: pip install mla_fp8[bench]")
+    for option, file in (("--json", given.json), ("--plot", given.plot)):
+        if file is None:
+            continue
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            writable = not file.is_dir() and os.access(file if file.exists() else file.parent, os.W_OK)
+        except OSError:
+            writable = False
+        if not writable:
+            raise ValueError(f"bench: {option} must be a file that can be written, got {file}")
 
 
 def directory() -> Path:
@@ -89,7 +108,7 @@ def _version(module: str) -> str:
 
 
 def gpu_command(given: argparse.Namespace) -> list[str]:
-    if given.threads:
+    if given.threads is not None:
         raise ValueError("bench: --threads must be left out on cuda, got it")
     options = ["--heads", _commas(given.heads), "--sides", given.sides] + ["--quick"] * given.quick
     options += ["--s", _commas(given.s)] if given.s else []

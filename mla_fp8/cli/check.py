@@ -1,17 +1,20 @@
 """`check`: every op and overload against `mla_fp8.reference` on the devices of this machine, in seconds."""
 
 import argparse
+import contextlib
 import json
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
 from rich.console import Console
 
-from mla_fp8.cli import EXIT_FAILED, EXIT_OK, Commands
+from mla_fp8.cli import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Commands, integer_of, table_console
 
 SHOWN = 3  # differences an op and device
 DEFAULT_SEED = 0
+SEEDS = integer_of(0, 2**63 - 1)
 
 
 @dataclass
@@ -35,7 +38,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "tile alone. Exits with 1 if anything differs, and shows the worst element.",
     )
     command.add_argument("--device", action="append", help="cpu, cuda:0, ...; may be given again; default: all here")
-    command.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of the inputs; default %(default)s")
+    command.add_argument("--seed", type=SEEDS, default=DEFAULT_SEED, help="of the inputs; default %(default)s")
     command.add_argument("--json", action="store_true", help="print the values as JSON")
     return command
 
@@ -44,12 +47,17 @@ def run(given: argparse.Namespace) -> int:
     import torch
 
     devices = given.device or ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    console = Console(highlight=False)
+    if wrong := [device for device in devices if not _is_device(device)]:
+        print(f"error: check: --device must be cpu, cuda or cuda:0, cuda:1, ..., got {wrong[0]}", file=sys.stderr)
+        return EXIT_USAGE
+    console = table_console()
     results = []
-    for result in check(devices, given.seed):
-        results.append(result)
-        if not given.json:
-            show(result, console)
+    watching = console.is_terminal and not given.json
+    with console.status("comparing with the reference") if watching else contextlib.nullcontext():
+        for result in check(devices, given.seed):
+            results.append(result)
+            if not given.json:
+                show(result, console)
     failed = [result for result in results if result.differences]
     ran = [result for result in results if not result.skipped]
     if given.json:
@@ -61,7 +69,7 @@ def run(given: argparse.Namespace) -> int:
         cases, seconds = sum(result.cases for result in ran), sum(result.seconds for result in ran)
         console.print(f"\nPASS: {cases:,} cases in {seconds:.1f} s", style="bold green")
     else:
-        console.print("\nnothing was checked", style="bold red")
+        console.print("\nnothing was checked: no device here runs the ops", style="bold red")
     return EXIT_FAILED if failed or not ran else EXIT_OK
 
 
@@ -101,20 +109,24 @@ def _check_op(result: Result, seed: int) -> None:
                 result.differences += [f"{title}: {difference}" for difference in found]
 
 
+def _is_device(device: str) -> bool:
+    import torch
+
+    try:
+        return torch.device(device).type in ("cpu", "cuda")
+    except RuntimeError:
+        return False
+
+
 def _why_not(device: str) -> str:
     """Empty where the ops run on it."""
     import torch
 
     from mla_fp8.cli.facts import CAPABILITY, no_cuda
 
-    try:
-        kind, index = torch.device(device).type, torch.device(device).index or 0
-    except RuntimeError:
-        return "torch knows no such device"
+    kind, index = torch.device(device).type, torch.device(device).index or 0
     if kind == "cpu":
         return ""
-    if kind != "cuda":
-        return "the ops run on cpu and cuda"
     if index >= torch.cuda.device_count():
         return no_cuda() if not torch.cuda.device_count() else f"there are {torch.cuda.device_count()} CUDA devices"
     capability = torch.cuda.get_device_capability(index)

@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from mla_fp8.checkpoint import KV_B_PROJ, layers, read_kv_b_proj
-from mla_fp8.cli import EXIT_FAILED, EXIT_OK, Commands, integer_ranges, ranges_text
+from mla_fp8.cli import EXIT_FAILED, EXIT_OK, Commands, integer_ranges, ranges_text, table_console
 from mla_fp8.explain_table import size
 from mla_fp8.weights import AbsorbedWeights
 from mla_fp8.weights_file import write_weights
@@ -90,7 +90,10 @@ def convert(given: argparse.Namespace) -> list[Written]:
     kept = [target.name for target in targets.values() if target.exists()]
     if kept and not given.force:
         raise ValueError(f"convert: OUT must not hold {kept[0]} yet (--force overwrites), got {len(kept)} files there")
-    given.out.mkdir(parents=True, exist_ok=True)
+    try:
+        given.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"convert: OUT must be a directory or a place for one, got {given.out}: {error}") from None
     console = Console(stderr=True)
     columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -146,7 +149,7 @@ def _difference(name: str, got: Tensor, want: Tensor) -> str:
 
 
 def show(rows: Sequence[Written], out: Path) -> None:
-    console = Console(highlight=False)
+    console = table_console()
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for heading in ("layer", "file", "heads", "bytes", "checkpoint", "verified"):
         table.add_column(heading, justify="right" if heading in ("layer", "heads", "bytes") else "left")
@@ -158,5 +161,6 @@ def show(rows: Sequence[Written], out: Path) -> None:
         if row.difference:
             console.print(f"{row.file}: {row.difference}", style="red", markup=False)
     passed = sum(row.verified for row in rows)
-    console.print(f"\n{len(rows)} files, {size(sum(row.bytes for row in rows))}, in {out}; {passed} verified.")
+    total = f"\n{len(rows)} files, {size(sum(row.bytes for row in rows))}, in {out}; {passed} verified."
+    console.print(total, markup=False, soft_wrap=True)
     console.print(f'AbsorbedWeights.load("{out / rows[0].file}") reads one.', markup=False, soft_wrap=True)

@@ -4,10 +4,10 @@ import argparse
 import json
 import sys
 
-from rich.console import Console
-
-from mla_fp8.cli import EXIT_FAILED, EXIT_OK, Commands
+from mla_fp8.cli import EXIT_FAILED, EXIT_OK, Commands, integer_of, table_console
 from mla_fp8.config import DEFAULT_EXTENTS, DEFAULT_M_ALIGNMENT, OUT_BYTES, Device, explain
+
+EXTENTS = integer_of(-(2**63), 2**63 - 1)  # the kernels' own bounds come with their reasons
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
@@ -17,21 +17,26 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         description="Print every compiled tile of an op: its modelled cost on this problem, the one that runs it, and "
         "why the others do not. Exits with 1 if no kernel takes the problem.",
     )
-    command.add_argument("--op", required=True, choices=DEFAULT_EXTENTS, help="which op")
-    command.add_argument("--s", required=True, type=int, help="tokens (rows of a for bmm)")
-    command.add_argument("--heads", type=int, default=128, help="heads (batch for bmm); default %(default)s")
-    command.add_argument("--n", type=int, help="columns of the product; default: DeepSeek-V3's")
-    command.add_argument("--k", type=int, help="extent that is summed over; default: DeepSeek-V3's")
-    command.add_argument("--pe", type=int, default=0, help="columns of q_pe for absorb_q; default %(default)s")
+    command.add_argument("--op", required=True, choices=DEFAULT_EXTENTS, metavar="OP", help=", ".join(DEFAULT_EXTENTS))
+    command.add_argument("--s", required=True, type=EXTENTS, help="tokens (rows of a for bmm)")
+    command.add_argument("--heads", type=EXTENTS, default=128, help="heads (batch for bmm); default %(default)s")
+    command.add_argument("--n", type=EXTENTS, help="columns of the product; default: DeepSeek-V3's")
+    command.add_argument("--k", type=EXTENTS, help="extent that is summed over; default: DeepSeek-V3's")
+    command.add_argument("--pe", type=EXTENTS, default=0, help="columns of q_pe for absorb_q; default %(default)s")
     command.add_argument(
         "--m-alignment",
-        type=int,
+        type=EXTENTS,
         default=DEFAULT_M_ALIGNMENT,
         help="rows that quantize_q_nope pads to; default %(default)s",
     )
-    command.add_argument("--out-dtype", choices=OUT_BYTES, help="default: bfloat16 where the op writes it")
     command.add_argument(
-        "--align", type=int, default=16, help="alignment of activations and output in bytes; default %(default)s"
+        "--out-dtype",
+        choices=OUT_BYTES,
+        metavar="DTYPE",
+        help=f"{', '.join(OUT_BYTES)}; default: bfloat16 where the op writes it",
+    )
+    command.add_argument(
+        "--align", type=EXTENTS, default=16, help="alignment of activations and output in bytes; default %(default)s"
     )
     command.add_argument(
         "--device",
@@ -46,9 +51,10 @@ def add(commands: Commands) -> argparse.ArgumentParser:
 
 
 def _setting(text: str) -> tuple[str, float]:
-    name, _, value = text.partition("=")
-    if name not in Device._fields:
-        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(Device._fields)}")
+    name, equals, value = text.partition("=")
+    if not equals or name not in Device._fields:
+        names = ", ".join(Device._fields)
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, as in num_sms=114, NAME of {names}; got {text!r}")
     try:
         return name, type(getattr(Device(), name))(value)
     except ValueError:
@@ -75,5 +81,5 @@ def run(given: argparse.Namespace) -> int:
     if given.json:
         print(json.dumps(explanation.to_dict(), indent=2))
     else:
-        Console(highlight=False).print(explanation)
+        table_console().print(explanation)
     return EXIT_OK if explanation.winner else EXIT_FAILED

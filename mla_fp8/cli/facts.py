@@ -83,8 +83,20 @@ def cpu_facts() -> dict[str, Any]:
     except OSError:
         found = None
     name = found[1] if found else platform.processor() or platform.machine()
-    capability = torch.backends.cpu.get_cpu_capability()
-    return {"device": "cpu", "name": name, "capability": capability, "threads": torch.get_num_threads()}
+    return {
+        "device": "cpu",
+        "name": name,
+        "instruction_set": instruction_set(),
+        "threads": torch.get_num_threads(),
+        "capability_of_torch": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def instruction_set() -> str:
+    """What the library's CPU kernels run on here, by its own choice: avx512, avx2 or portable."""
+    chosen = ctypes.CDLL(str(_native.LIBRARY)).mla_fp8_cpu_instruction_set
+    chosen.restype = ctypes.c_char_p
+    return chosen().decode()
 
 
 def cuda_facts(index: int) -> dict[str, Any]:
@@ -141,7 +153,7 @@ def paths(device: dict[str, Any], images: list[dict[str, Any]]) -> list[dict[str
     """Per op: what runs a call on this device, and why that."""
     name = device["device"]
     if name == "cpu":
-        path, why = "C++", f"{device['capability']}, as torch detects it"
+        path, why = "C++", f"{device['instruction_set']} kernels, the best of this CPU and build"
         return [{"op": op, "device": name, "path": path, "why": why} for op in DEFAULT_EXTENTS]
     if device["capability"] != "{}.{}".format(*CAPABILITY):
         path, why = "error", f"compute capability must be 9.0, got {device['capability']}"

@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from mla_fp8.cli import EXIT_OK, Commands, ranges_text
+from mla_fp8.cli import EXIT_OK, Commands, ranges_text, table_console
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
@@ -30,7 +30,7 @@ def run(given: argparse.Namespace) -> int:
     if given.json:
         print(json.dumps(values, indent=2))
     else:
-        show(values, Console(highlight=False))
+        show(values, table_console())
     return EXIT_OK
 
 
@@ -80,7 +80,7 @@ def _heading(console: Console, text: str) -> None:
 
 
 def _print(console: Console, content: RenderableType) -> None:
-    console.print(Padding(content, (0, 0, 0, 2)))
+    console.print(Padding(content, (0, 0, 0, 2), expand=False))
 
 
 def _table() -> Table:
@@ -91,7 +91,9 @@ def _table() -> Table:
 
 def _details(device: dict[str, Any]) -> str:
     if device["device"] == "cpu":
-        return f"{device['capability']}, {device['threads']} threads"
+        return (
+            f"{device['threads']} threads, {device['instruction_set']} kernels (torch: {device['capability_of_torch']})"
+        )
     memory = f"{device['memory_bytes'] / 2**30:.0f} GiB"
     return f"compute capability {device['capability']}, {device['sms']} SMs, {memory}"
 
