@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import platform
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -163,13 +164,13 @@ def main() -> int:
     with progress(console) as bar:
         task = bar.add_task("train", total=recipe.steps)
         show = lambda loss: bar.update(task, advance=1, description=f"train, loss {loss:.3f}")  # noqa: E731
-        model, seconds = quality_model.trained(recipe, corpus, show, args.cache)
+        model, took = quality_model.trained(recipe, corpus, show, args.cache)
         bar.update(task, completed=recipe.steps)
         task = bar.add_task("evaluate", total=evaluations() * math.ceil(args.blocks / BATCH))
         rows = measure(model, corpus, recipe.context, args.blocks, lambda: bar.advance(task))
     where |= {
         "transformers": transformers.__version__,
-        "command": "python benchmarks/quality.py",
+        "command": shlex.join(["python", "benchmarks/quality.py", *sys.argv[1:]]),
         "recipe": asdict(recipe),
         "text": corpus.digest[:16],
         "train_characters": len(corpus.train),
@@ -178,7 +179,7 @@ def main() -> int:
         "blocks": args.blocks,
         "parameters": sum(p.numel() for p in model.parameters()),
         "weights": quality_model.weights_digest(model),
-        "train_seconds": round(seconds),
+        **{f"train_{name}": round(value) for name, value in took.items()},
     }
     console.print(table(rows, where))
     if args.json:

@@ -135,21 +135,24 @@ def cache_key(recipe: Recipe, corpus: Corpus) -> str:
 
 def trained(
     recipe: Recipe, corpus: Corpus, tick: Callable[[float], object] = lambda loss: None, cache: Path | None = None
-) -> tuple[Any, float]:
-    """The trained model and the seconds that its training took, from the cache or trained now."""
+) -> tuple[Any, dict[str, float]]:
+    """The trained model, from the cache or trained now, and the seconds that its training took.
+
+    They are "seconds", and "processor_seconds" of all threads: on a busy machine the first say how busy it was.
+    """
     path = (cache or cache_directory() / "quality") / f"{cache_key(recipe, corpus)}.safetensors"
     model = build(recipe).eval()
     if not path.exists():
-        begin = time.monotonic()
+        begin, begin_processor = time.monotonic(), time.process_time()
         model = train(recipe, corpus.train, tick)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}")  # a run that is cut off leaves no half a file under the name
-        facts = {"seconds": str(time.monotonic() - begin)}
-        save_file(model.state_dict(), part, facts)
+        took = time.monotonic() - begin, time.process_time() - begin_processor
+        save_file(model.state_dict(), part, dict(zip(("seconds", "processor_seconds"), map(str, took), strict=True)))
         part.replace(path)
     with safe_open(path, "pt") as file:
         model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-        return model, float(file.metadata()["seconds"])
+        return model, {name: float(value) for name, value in file.metadata().items()}
 
 
 def weights_digest(model: Any) -> str:

@@ -71,7 +71,8 @@ def _note(row: Mapping[str, Any]) -> str:
     return (
         f"Nats per character, ± the standard error over {row['blocks']} blocks, together {characters:,} characters. "
         f"Trained: {row['parameters']:,} parameters on {row['read_characters']:,} characters in "
-        f"{row['train_seconds']:,} s, {row['threads']} threads. `{row['command']}`. "
+        f"{row['train_seconds']:,} s, {row['train_processor_seconds']:,} s of processors. "
+        f"`{row['command']}`, {row['threads']} threads. "
         f"{', '.join(str(row[key]) for key in keys)}.\n"
     )
 

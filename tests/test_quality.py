@@ -128,10 +128,10 @@ def test_cache_key_changes_with_the_text_only(recipe, corpus):
 
 def test_training_learns_once(tmp_path, recipe, corpus):
     losses = []
-    model, seconds = quality_model.trained(recipe, corpus, losses.append, tmp_path)
+    model, took = quality_model.trained(recipe, corpus, losses.append, tmp_path)
     assert len(losses) == recipe.steps and losses[-1] < losses[0] - 1
-    again, same_seconds = quality_model.trained(recipe, corpus, lambda loss: pytest.fail("trained again"), tmp_path)
-    assert same_seconds == seconds > 0
+    again, took_then = quality_model.trained(recipe, corpus, lambda loss: pytest.fail("trained again"), tmp_path)
+    assert took_then == took and set(took) == {"seconds", "processor_seconds"} and min(took.values()) > 0
     assert quality_model.weights_digest(again) == quality_model.weights_digest(model)
     assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
 
@@ -197,7 +197,8 @@ def test_tables_show_what_was_measured(tmp_path, model, corpus):
     ticks = []
     rows = quality.measure(model, corpus, 32, 5, lambda: ticks.append(1))
     assert len(ticks) == quality.evaluations()
-    facts = {"recipe": {"context": 32}, "parameters": 1234, "read_characters": 5678, "train_seconds": 9, "blocks": 5}
+    facts = {"recipe": {"context": 32}, "parameters": 1234, "read_characters": 5678, "blocks": 5}
+    facts |= {"train_seconds": 9, "train_processor_seconds": 17}
     facts |= {key: key for key in ("cpu", "capability", "torch", "transformers", "python", "commit", "date", "command")}
     record = {**facts, "threads": 2, "rows": [dataclasses.asdict(row) for row in rows]}
     (tmp_path / "quality.json").write_text(json.dumps(record))
