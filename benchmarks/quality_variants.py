@@ -18,6 +18,7 @@ from mla_fp8.weights import AbsorbedWeights
 ALWAYS = 10**9  # prefill_threshold: every token runs absorbed, as in decoding
 PER_TENSOR_FLOOR = 1e-12  # the amax floor of SGLang's input_to_float8
 Variant = Callable[[Any], Any]
+Rounding = Callable[[Tensor], Tensor]
 
 
 def attentions(model: Any) -> list[Any]:
@@ -29,6 +30,16 @@ def per_tensor(x: Tensor) -> Tensor:
     amax = x.float().abs().amax().clamp_min(PER_TENSOR_FLOOR)
     scale = amax / torch.full_like(amax, reference.FP8_MAX)
     return reference.to_fp8(x, scale).float() * scale
+
+
+def per_group(x: Tensor) -> Tensor:
+    """x rounded to e4m3 with a scale for 128 elements of a row, as this package's ops do, in fp32."""
+    value, scale = reference.quantize(x)
+    return value.float() * scale.repeat_interleave(reference.GROUP, -1)
+
+
+def unchanged(x: Tensor) -> Tensor:
+    return x
 
 
 def hf_fp32(model: Any) -> Any:
@@ -60,7 +71,7 @@ def mla_fp8(model: Any) -> Any:
     return model
 
 
-def with_kv_b_proj(model: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def with_kv_b_proj(model: Any, change: Rounding) -> Any:
     for layer in attentions(model):
         weight = layer.kv_b_proj.weight
         # As `enable` quantizes them: from bf16, which both FP8 variants start with.
@@ -71,12 +82,12 @@ def with_kv_b_proj(model: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 def checkpoint_fp32(model: Any) -> Any:
     """fp32 arithmetic on the dequantized blocks: what an FP8 checkpoint says, without any other rounding."""
-    return with_kv_b_proj(hf_fp32(model), lambda weight: weight)
+    return with_kv_b_proj(hf_fp32(model), unchanged)
 
 
 def block_weights(model: Any) -> Any:
     """The blocks dequantized to bf16 at load, as vLLM and SGLang do on Hopper; bf16 products."""
-    return absorbed(with_kv_b_proj(hf_bf16(model), lambda weight: weight))
+    return absorbed(with_kv_b_proj(hf_bf16(model), unchanged))
 
 
 def tensor_weights(model: Any) -> Any:
@@ -84,31 +95,62 @@ def tensor_weights(model: Any) -> Any:
     return absorbed(with_kv_b_proj(hf_bf16(model), per_tensor))
 
 
-class PerTensorLayer(ExactLayer):
-    """q_nope and o_latent in e4m3 with one scale a call, fp32 sums: what an FP8 bmm with two scales computes."""
+class RoundedLayer(ExactLayer):
+    """Weights and activations that FP8 rounded, and fp32 sums: what an FP8 product of them computes."""
 
     w_uk: Tensor  # [H, D, R] fp32
     w_uv: Tensor  # [H, V, R] fp32
+    rounded: Rounding  # what becomes of q_nope and o_latent
 
     def absorb(self, layer: Any, query: Tensor) -> Tensor:
         q_nope, q_pe = query.split([layer.qk_nope_head_dim, layer.qk_rope_head_dim], dim=-1)
-        q_latent = per_tensor(q_nope) @ self.w_uk
+        q_latent = self.rounded(q_nope) @ self.w_uk
         return torch.cat([q_latent.to(query.dtype), q_pe], dim=-1).transpose(1, 2)
 
     def up(self, layer: Any, o_latent: Tensor) -> Tensor:
-        return torch.einsum("bshr,hvr->bshv", per_tensor(o_latent), self.w_uv).to(o_latent.dtype)
+        return torch.einsum("bshr,hvr->bshv", self.rounded(o_latent), self.w_uv).to(o_latent.dtype)
+
+
+def rounding(model: Any, weights: Rounding, activations: Rounding, dtype: torch.dtype = torch.float32) -> Any:
+    """Absorbed, all else in `dtype`, with `weights` applied to the dequantized blocks of kv_b_proj."""
+    exact = attentions(with_kv_b_proj(hf_fp32(model), weights))
+    model = absorbed(copy.deepcopy(model).to(dtype))
+    for layer, source in zip(attentions(model), exact, strict=True):
+        state = RoundedLayer()
+        state.prefill_threshold, state.previous = ALWAYS, getattr(layer, NAME).previous
+        state.w_uk, state.w_uv = state.heads(source)
+        state.rounded = activations
+        setattr(layer, NAME, state)
+    return model
 
 
 def tensor_both(model: Any) -> Any:
-    """`tensor_weights`, and activations with one scale a tensor, as FlashInfer's bmm_fp8 takes them."""
-    exact = attentions(with_kv_b_proj(hf_fp32(model), per_tensor))  # before any rounding to bf16
-    model = tensor_weights(model)
-    for layer, source in zip(attentions(model), exact, strict=True):
-        state = PerTensorLayer()
-        state.prefill_threshold, state.previous = ALWAYS, getattr(layer, NAME).previous
-        state.w_uk, state.w_uv = ExactLayer().heads(source)
-        setattr(layer, NAME, state)
-    return model
+    """Weights as in `tensor_weights`, and activations with one scale a tensor, as FlashInfer's bmm_fp8 takes them."""
+    return rounding(model, per_tensor, per_tensor, torch.bfloat16)
+
+
+def block_weights_fp32(model: Any) -> Any:
+    return rounding(model, unchanged, unchanged)
+
+
+def block_both_fp32(model: Any) -> Any:
+    return rounding(model, unchanged, per_group)
+
+
+def tensor_weights_fp32(model: Any) -> Any:
+    return rounding(model, per_tensor, unchanged)
+
+
+def tensor_once_fp32(model: Any) -> Any:
+    """One scale for kv_b_proj as it was trained: no second rounding."""
+    model = hf_fp32(model)
+    for layer in attentions(model):
+        layer.kv_b_proj.weight.data = per_tensor(layer.kv_b_proj.weight.data.bfloat16())
+    return absorbed(model)
+
+
+def tensor_both_fp32(model: Any) -> Any:
+    return rounding(model, per_tensor, per_tensor)
 
 
 def one_head_doubled(model: Any) -> Any:
@@ -128,6 +170,11 @@ VARIANTS: dict[str, Variant] = {
     "per-tensor FP8 weights": tensor_weights,
     "per-tensor FP8 weights and activations": tensor_both,
     "a fault: one head's values doubled": one_head_doubled,
+    "block FP8 weights, all else fp32": block_weights_fp32,
+    "block FP8 weights and activations, all else fp32": block_both_fp32,
+    "per-tensor FP8 weights, rounded once, all else fp32": tensor_once_fp32,
+    "per-tensor FP8 weights, all else fp32": tensor_weights_fp32,
+    "per-tensor FP8 weights and activations, all else fp32": tensor_both_fp32,
 }
 SPREAD_VARIANTS = [name for name, run in VARIANTS.items() if run in (hf_bf16, mla_fp8, tensor_weights, tensor_both)]
 

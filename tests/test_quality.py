@@ -1,6 +1,7 @@
 """benchmarks/quality.py in seconds: its measures on known inputs, its cache, its variants on a hardly trained model."""
 
 import dataclasses
+import itertools
 import json
 import math
 import sys
@@ -191,6 +192,26 @@ def test_per_tensor_rounds_with_one_scale():
     scale = x.abs().max() / 448
     assert (error <= torch.maximum(x.abs() * 2**-4, scale * 2**-10) * (1 + 1e-6)).all() and error.max() > 0
     assert variants.per_tensor(torch.tensor([2.0**12, 2.0**-8]))[1] == 0  # below half of 2^-9 of the scale
+
+
+def test_requantizing_moves_blocks_as_a_whole(model):
+    """What sits on e4m3's 8 mantissas already errs, at one ratio of scales, to the same side wherever it is equal."""
+
+    def common_error(change):
+        errors = []
+        for layer in variants.attentions(change(model)):
+            got, want = (
+                weight.detach().unflatten(0, (-1, 128)).unflatten(2, (-1, 128)).transpose(1, 2).flatten(2)
+                for weight in (layer.kv_b_proj.weight, next(trained).kv_b_proj.weight)
+            )
+            errors.append(((got * want).sum(-1) / (want * want).sum(-1) - 1).flatten())
+        return torch.cat(errors).square().mean().sqrt()
+
+    trained = itertools.cycle(variants.attentions(model))
+    block = common_error(variants.checkpoint_fp32)
+    once = common_error(variants.tensor_once_fp32)
+    twice = common_error(lambda m: variants.with_kv_b_proj(variants.hf_fp32(m), variants.per_tensor))
+    assert twice > 3 * block and twice > 3 * once
 
 
 def test_tables_show_what_was_measured(tmp_path, model, corpus):
