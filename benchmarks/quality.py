@@ -114,7 +114,10 @@ def measure(
 ) -> list[Row]:
     blocks = blocks_of(corpus.held_out, context, count)
     targets = blocks[:, 1:]
-    rows = [Row("baseline", f"counts of {n} characters", 0, quality_model.ngram_nll(corpus, n), 0.0) for n in (1, 2, 3)]
+    rows = [
+        Row("baseline", f"counts of {what}", 0, quality_model.ngram_nll(corpus, order), 0.0)
+        for order, what in enumerate(("characters", "pairs", "triples"), start=1)
+    ]
     uses: dict[str, variants.Variant] = {"attention's output zero": variants.without_attention}
     uses |= {f"seeing {n} characters" if n > 1 else "seeing 1 character": variants.seeing(n) for n in WINDOWS}
     for name, use in uses.items():

@@ -7,6 +7,8 @@ from markdown_table import Rows, markdown
 
 OURS = "block FP8 weights and activations: mla_fp8"
 REFERENCE = "HF, fp32"
+ALONE = ", all else fp32"
+COLUMNS = ("NLL", "over HF fp32, 1e-4", "KL, 1e-4", "KL from the checkpoint, 1e-4", "same top-1")
 
 
 def named(rows: Rows, variant: str, octaves: int = 0) -> Mapping[str, Any]:
@@ -27,23 +29,20 @@ def quality(rows: Rows) -> str:
     known = [[row["variant"], f"{row['nll']:.3f}"] for row in rows if row["part"] != "variant"]
     known.append(["**the model: transformers, fp32**", f"**{named(rows, REFERENCE)['nll']:.3f}**"])
     variants = [row for row in rows if row["part"] == "variant"]
-    lines = [_line(row) for row in variants if row["octaves"] == 0]
-    header = ["", "NLL", "over HF fp32, 1e-4", "KL, 1e-4", "KL from the checkpoint, 1e-4", "same top-1"]
+    plain = [row for row in variants if row["octaves"] == 0]
     octaves = sorted({row["octaves"] for row in variants})
     spread = [
         [name, *(_kl(named(rows, name, one)) for one in octaves)]
         for name in dict.fromkeys(row["variant"] for row in variants if row["octaves"])
     ]
-    return "\n".join(
-        [
-            markdown(["", "NLL"], known),
-            markdown(header, lines),
-            markdown(
-                ["KL, 1e-4; spread of the heads' weights", *(f"2^{one}" if one else "1" for one in octaves)], spread
-            ),
-            _note(rows[0]),
-        ]
-    )
+    factors = [f"2^{one}" if one else "1" for one in octaves]
+    tables = [
+        markdown(["", "NLL"], known),
+        markdown(["", *COLUMNS], [_line(row) for row in plain if ALONE not in row["variant"]]),
+        markdown(["all else in fp32", *COLUMNS], [_line(row) for row in plain if ALONE in row["variant"]]),
+        markdown(["KL, 1e-4; head 0's weights over the others'", *factors], spread),
+    ]
+    return "\n".join([*tables, _note(rows[0])])
 
 
 def _line(row: Mapping[str, Any]) -> list[str]:
@@ -56,7 +55,7 @@ def _line(row: Mapping[str, Any]) -> list[str]:
     return (
         [f"**{row['variant']}**", *(f"**{cell}**" for cell in cells)]
         if row["variant"] == OURS
-        else [row["variant"], *cells]
+        else [row["variant"].removesuffix(ALONE), *cells]
     )
 
 
@@ -67,13 +66,12 @@ def _kl(row: Mapping[str, Any]) -> str:
 
 def _note(row: Mapping[str, Any]) -> str:
     characters = row["blocks"] * row["recipe"]["context"]
-    keys = ("cpu", "capability", "torch", "transformers", "python", "commit", "date")
     return (
         f"Nats per character, ± the standard error over {row['blocks']} blocks, together {characters:,} characters. "
-        f"Trained: {row['parameters']:,} parameters on {row['read_characters']:,} characters in "
-        f"{row['train_seconds']:,} s, {row['train_processor_seconds']:,} s of processors. "
-        f"`{row['command']}`, {row['threads']} threads. "
-        f"{', '.join(str(row[key]) for key in keys)}.\n"
+        f"{row['parameters']:,} parameters, trained on {row['read_characters']:,} characters in "
+        f"{row['train_seconds']:,} s ({row['train_processor_seconds']:,} s of processor time in "
+        f"{row['threads']} threads). `{row['command']}`. {row['cpu']}, {row['capability']}, torch {row['torch']}, "
+        f"transformers {row['transformers']}, Python {row['python']}, {row['commit']}, {row['date']}.\n"
     )
 
 
