@@ -87,9 +87,9 @@ def sentence(rows: Rows) -> str:
     kl = {name: f"{row['kl']:.1e}" for name, row in shown.items()}
     same = {name: f"{row['agreement']:.1%}" for name, row in shown.items()}
     return (
-        f"A small character model with these dims, trained on Python's standard library, has an NLL of {nll['fp32']}\n"
-        f"nats a character in fp32, {nll['bf16']} in bf16 and {nll['fp8']} with `enable(model)`. "
-        f"KL from fp32 and equal top-1:\n{kl['bf16']} and {same['bf16']} in bf16, "
-        f"{kl['fp8']} and {same['fp8']} with `enable(model)`, {kl['tensor']} and {same['tensor']} in per-tensor FP8.\n"
-        "It is no evaluation of DeepSeek-V3: docs/accuracy.md has the method and the limits.\n"
+        f"A small character model with DeepSeek-V3's MLA dims, trained on Python's standard library, has an NLL of "
+        f"{nll['fp32']} nats\na character in fp32, {nll['bf16']} in bf16 and {nll['fp8']} with `enable(model)`. "
+        f"KL from fp32 and equal top-1: {kl['bf16']} and {same['bf16']} in bf16,\n"
+        f"{kl['fp8']} and {same['fp8']} with `enable(model)`, {kl['tensor']} and {same['tensor']} with per-tensor FP8. "
+        "It is no evaluation of DeepSeek-V3:\ndocs/accuracy.md has the method and the limits.\n"
     )
