@@ -10,10 +10,12 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import quality_table
+from markdown_table import Rows, markdown
 from sides import SIDES, device_of
 
 from mla_fp8.config import select_config
@@ -24,7 +26,6 @@ BLOCK = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 HEADS = 128
 SHOWN_TILES = 5
 FLOOR = "floor"
-Rows = Sequence[Mapping[str, Any]]
 
 SIDE_TITLES = {
     "front512": "absorb_q, [S,H,512] bf16",
@@ -51,11 +52,6 @@ def microseconds(us: float) -> str:
     return f"{us:.2f}" if us < 10 else f"{us:.1f}" if us < 100 else f"{us:.0f}"
 
 
-def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    table = [header, ["---"] + ["---:"] * (len(header) - 1), *lines]
-    return "".join(f"| {' | '.join(line)} |\n" for line in table)
-
-
 def _origin(row: Mapping[str, Any], *keys: str) -> str:
     return ", ".join(str(row.get(key)) for key in keys or ("gpu", "torch", "commit", "date"))
 
@@ -73,8 +69,7 @@ def gpu(rows: Rows) -> str:
             lines += [["one fused Triton kernel", *(_other(by_s[s], _is_triton) for s in s_values)]]
             lines += [["fastest of the others", *(_other(by_s[s], _is_peer) for s in s_values)]]
     lines = [line for line in lines if line[0].startswith("**") or any(line[1:])]
-    first = timed[0]
-    origin = _origin(first)
+    origin = _origin(timed[0])
     note = f"µs, median, weights cold, H = {HEADS}; in brackets, that time over ours. {origin}.\n"
     return markdown(["", *(f"S = {s}" for s in s_values)], lines) + "\n" + note
 
@@ -168,8 +163,7 @@ def tiles(rows: Rows) -> str:
         over = f"{us[chosen] / fastest[0][1]:.3f}" if chosen in us else "not measured"  # a tile newer than the record
         cells = [row["side"], str(row["heads"]), str(row["s"]), chosen, over, times]
         lines.append(cells)
-    first = rows[0]
-    origin = _origin(first)
+    origin = _origin(rows[0])
     note = f"µs, median, weights cold, bits equal. {origin}.\n"
     return markdown(["", "H", "S", "chosen", "over best", "the fastest, µs"], lines) + "\n" + note
 
@@ -214,6 +208,8 @@ RENDERERS: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "quantize": ("quantize.json", quantize),
     "tiles": ("tiles.json", tiles),
     "decode_step": ("decode_step.json", decode_step),
+    "quality": ("quality.json", quality_table.quality),
+    "quality_sentence": ("quality.json", quality_table.sentence),
 }
 
 
