@@ -14,7 +14,7 @@ SETUP := .venv/.built
 endif
 SOURCES := pyproject.toml CMakeLists.txt $(shell find build_support cmake csrc -type f)
 
-.PHONY: setup demo test test-gpu test-install fuzz sanitize soak lint bench docs clean into-given-python
+.PHONY: setup demo test test-gpu test-slow test-install fuzz sanitize soak lint bench docs clean into-given-python
 setup: $(SETUP)
 
 demo: $(SETUP)
@@ -25,6 +25,10 @@ test: $(SETUP)
 
 test-gpu: $(SETUP)
 	$(PYTHON) -m pytest -m gpu $(ARGS)
+
+# Trains the model of docs/accuracy.md the first time: minutes, and longer than a test may hang.
+test-slow: $(SETUP)
+	$(PYTHON) -m pytest -m slow -o faulthandler_timeout=3600 $(ARGS)
 
 test-install: .venv/.tools
 	SYSTEM_PYTHON=$(SYSTEM_PYTHON) TORCH='$(TORCH)' bash tests/install_matrix.sh

@@ -33,7 +33,7 @@ ON_GPU = {
     "sglang_hook": "sglang_hook.py",
     "tensor_parallel": "tensor_parallel.py",
 }
-ON_CPU = {"cpu": "cpu.py"}
+ON_CPU = {"cpu": "cpu.py", "quality": "quality.py"}
 COMMANDS = ON_GPU | ON_CPU
 
 

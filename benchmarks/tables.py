@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import quality_table
 from roofline import table as roofline
 from sides import SIDE_TITLES, SIDES, device_of
 from tabular import Rows, markdown, microseconds, read, where_from
@@ -40,8 +41,7 @@ def gpu(rows: Rows) -> str:
             lines += [["one fused Triton kernel", *(_other(by_s[s], _is_triton) for s in s_values)]]
             lines += [["fastest of the others", *(_other(by_s[s], _is_peer) for s in s_values)]]
     lines = [line for line in lines if line[0].startswith("**") or any(line[1:])]
-    first = timed[0]
-    origin = where_from(first)
+    origin = where_from(timed[0])
     note = f"µs, median, weights cold, H = {HEADS}; in brackets, that time over ours. {origin}.\n"
     return markdown(["", *(f"S = {s}" for s in s_values)], lines) + "\n" + note
 
@@ -135,8 +135,7 @@ def tiles(rows: Rows) -> str:
         over = f"{us[chosen] / fastest[0][1]:.3f}" if chosen in us else "not measured"  # a tile newer than the record
         cells = [row["side"], str(row["heads"]), str(row["s"]), chosen, over, times]
         lines.append(cells)
-    first = rows[0]
-    origin = where_from(first)
+    origin = where_from(rows[0])
     note = f"µs, median, weights cold, bits equal. {origin}.\n"
     return markdown(["", "H", "S", "chosen", "over best", "the fastest, µs"], lines) + "\n" + note
 
@@ -182,6 +181,8 @@ RENDERERS: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "tiles": ("tiles.json", tiles),
     "decode_step": ("decode_step.json", decode_step),
     "roofline": ("h100.json", roofline),
+    "quality": ("quality.json", quality_table.quality),
+    "quality_sentence": ("quality.json", quality_table.sentence),
 }
 
 

@@ -19,6 +19,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "gpu: needs a CUDA device of compute capability 9.0")
+    config.addinivalue_line("markers", "slow: takes minutes; `make test-slow`")
     if config.option.seed is None:
         config.option.seed = secrets.randbelow(2**31)
     config.addinivalue_line("markers", "xdist_group(name): what pytest-xdist runs in one worker with --dist loadgroup")
@@ -34,9 +35,10 @@ def pytest_configure(config):
     hypothesis.settings.register_profile("mla_fp8", deadline=None, print_blob=True, derandomize=not fresh)
     hypothesis.settings.load_profile("mla_fp8")
     hypothesis.settings.register_profile("fuzz", max_examples=config.option.fuzz_cases or 1000)
-    # Without -m, a machine without a GPU leaves the gpu tests out; `-m gpu` there fails instead of passing silently.
-    if not config.option.markexpr and not torch.cuda.is_available():
-        config.option.markexpr = "not gpu"
+    # Without -m, the slow tests are left out, and on a machine without a GPU those that need one; `-m gpu` there fails
+    # instead of passing silently.
+    if not config.option.markexpr:
+        config.option.markexpr = "not slow" if torch.cuda.is_available() else "not slow and not gpu"
 
 
 def pytest_report_header(config):
