@@ -1,8 +1,11 @@
 """The ops under their roofline: how fast a large copy and the tensor cores would let them be, and how fast they are.
 
-python benchmarks/roofline.py benchmarks/results/h100.json docs/roofline.svg
+    python benchmarks/roofline.py [--record benchmarks/results/h100.json] [--plot docs/roofline.svg]
+
+The table of the same points is `tables.py`'s.
 """
 
+import argparse
 import importlib
 import sys
 from collections.abc import Mapping
@@ -112,5 +115,15 @@ def draw(path: Path, rows: Rows) -> None:
     pyplot.close(figure)
 
 
+def main() -> int:
+    root = Path(__file__).resolve().parent.parent
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", type=Path, default=root / "benchmarks" / "results" / "h100.json")
+    parser.add_argument("--plot", type=Path, default=root / "docs" / "roofline.svg", help=".svg or .png")
+    options = parser.parse_args()
+    draw(options.plot, read(options.record))
+    return 0
+
+
 if __name__ == "__main__":
-    draw(Path(sys.argv[2]), read(Path(sys.argv[1])))
+    sys.exit(main())
