@@ -3,13 +3,9 @@
 import contextlib
 import ctypes
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
-from rich.console import RenderableType
-
-from mla_fp8 import explain_table
 from mla_fp8._config import Candidate, Config, Device, Op, Problem, Tile, candidates, select_config, tiles
+from mla_fp8.explanation import Explanation
 
 __all__ = [
     "Candidate",
@@ -134,7 +130,7 @@ def explain(
     out_dtype: object = None,
     align_bytes: int = 16,
     device: Device | None = None,
-) -> "Explanation":
+) -> Explanation:
     """Every compiled tile of an op: what it would cost on this problem, which one runs it, and why the others do not.
 
     Args:
@@ -173,64 +169,3 @@ def explain(
         symbol = select_config(problem, limits).tile.symbol
         chosen = next(candidate for candidate in considered if candidate.config.tile.symbol == symbol)
     return Explanation(problem, limits, considered, chosen)
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """The candidates of a problem in table order, and the one that runs it: None if all are dropped."""
-
-    problem: Problem
-    device: Device
-    candidates: list[Candidate]
-    winner: Candidate | None
-
-    def why(self) -> str:
-        """One sentence: why the winner runs it."""
-        if self.winner is None:
-            return "No tile fits this problem on this device: every one is dropped."
-        config = self.winner.config
-        if config.grid_x == 0:
-            return f"{config.tile.symbol} is selected, and launches nothing: there are no rows."
-        others = [other.config for other in self.candidates if other.kept and other is not self.winner]
-        if not others:
-            return f"{config.tile.symbol} is selected: no other tile fits."
-        second = min(others, key=lambda other: other.modelled_us)
-        mine, theirs = explain_table.us(config.modelled_us), explain_table.us(second.modelled_us)
-        if second.modelled_us == config.modelled_us:
-            return (
-                f"{config.tile.symbol} is selected: it shares the least modelled time, {mine} µs, with "
-                f"{second.tile.symbol}; wider accesses, then less shared memory, then table order decide."
-            )
-        excess = second.modelled_us / config.modelled_us - 1
-        return (
-            f"{config.tile.symbol} is selected: the least modelled time, {mine} µs; next is "
-            f"{second.tile.symbol} with {theirs} µs ({excess:+.1%})."
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same values for JSON: problem, device, candidates, winner (a symbol or None), why."""
-        return {
-            "problem": _as_dict(self.problem),
-            "device": _as_dict(self.device),
-            "candidates": [_flat(candidate) for candidate in self.candidates],
-            "winner": None if self.winner is None else self.winner.config.tile.symbol,
-            "why": self.why(),
-        }
-
-    def __str__(self) -> str:
-        return explain_table.plain(self)
-
-    def __rich__(self) -> RenderableType:
-        return explain_table.render(self)
-
-
-def _as_dict(struct: Any) -> dict[str, Any]:
-    values = {name: getattr(struct, name) for name in struct._fields}
-    return {name: value.name if isinstance(value, Op) else value for name, value in values.items()}
-
-
-def _flat(candidate: Candidate) -> dict[str, Any]:
-    config = _as_dict(candidate.config)
-    tile = _as_dict(config.pop("tile"))
-    tile["ctas_per_sm_limit"] = tile.pop("ctas_per_sm")
-    return {**tile, **config, **_as_dict(candidate.cost), "kept": candidate.kept, "reason": candidate.reason}

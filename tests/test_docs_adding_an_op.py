@@ -11,7 +11,7 @@ SOURCES = [*ROOT.glob("csrc/**/*.[ch]*"), *ROOT.glob("mla_fp8/*.py*"), *ROOT.glo
            *ROOT.glob("tests/c*.py"), *ROOT.glob("tests/faults.py"), ROOT / "CMakeLists.txt"]  # fmt: skip
 COMMENTS = re.compile(r'//.*|#.*|"""(?:.|\n)*?"""|"[^"\n]* [^"\n]*"|`[^`]*`')  # and sentences in quotes
 # They use an op as any caller might, have one as a default, or are a part of one's kernel.
-CALLERS = {"mla_fp8/cli/bench.py", "mla_fp8/explain_table.py", "csrc/config/config.h", "csrc/kernels/rope.cuh"}
+CALLERS = {"mla_fp8/cli/bench.py", "mla_fp8/explanation.py", "csrc/config/config.h", "csrc/kernels/rope.cuh"}
 
 
 @pytest.mark.parametrize("op", ["quantize_q_nope", "absorb_q", "v_up"])

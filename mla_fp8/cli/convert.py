@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mla_fp8.checkpoint import KV_B_PROJ, layers, read_kv_b_proj
 from mla_fp8.cli import EXIT_FAILED, EXIT_OK, Commands, integer_ranges, ranges_text, table_console
-from mla_fp8.explain_table import size
+from mla_fp8.explanation import size
 from mla_fp8.weights import AbsorbedWeights
 from mla_fp8.weights_file import write_weights
 

@@ -1,7 +1,8 @@
-"""How an Explanation looks: plain text of 80 columns, or a rich renderable that has colours on a terminal."""
+"""What `config.explain` returns, and how it looks: plain text of 80 columns, or with colours on a terminal."""
 
 import io
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -9,15 +10,61 @@ from rich.text import Text
 
 from mla_fp8._config import Candidate, Device, Op, Problem
 
-if TYPE_CHECKING:
-    from mla_fp8.config import Explanation
-
 PLAIN_WIDTH = 80
 OUT_NAMES = {1: "e4m3", 2: "16-bit"}
 BOUND_NAMES = {"dram_us": "DRAM", "l2_us": "L2", "sm_us": "SM", "mma_us": "MMA"}
 
 
-def plain(explanation: "Explanation") -> str:
+@dataclass(frozen=True)
+class Explanation:
+    """The candidates of a problem in table order, and the one that runs it: None if all are dropped."""
+
+    problem: Problem
+    device: Device
+    candidates: list[Candidate]
+    winner: Candidate | None
+
+    def why(self) -> str:
+        """One sentence: why the winner runs it."""
+        if self.winner is None:
+            return "No tile fits this problem on this device: every one is dropped."
+        config = self.winner.config
+        if config.grid_x == 0:
+            return f"{config.tile.symbol} is selected, and launches nothing: there are no rows."
+        others = [other.config for other in self.candidates if other.kept and other is not self.winner]
+        if not others:
+            return f"{config.tile.symbol} is selected: no other tile fits."
+        second = min(others, key=lambda other: other.modelled_us)
+        mine, theirs = us(config.modelled_us), us(second.modelled_us)
+        if second.modelled_us == config.modelled_us:
+            return (
+                f"{config.tile.symbol} is selected: it shares the least modelled time, {mine} µs, with "
+                f"{second.tile.symbol}; wider accesses, then less shared memory, then table order decide."
+            )
+        excess = second.modelled_us / config.modelled_us - 1
+        return (
+            f"{config.tile.symbol} is selected: the least modelled time, {mine} µs; next is "
+            f"{second.tile.symbol} with {theirs} µs ({excess:+.1%})."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same values for JSON: problem, device, candidates, winner (a symbol or None), why."""
+        return {
+            "problem": _as_dict(self.problem),
+            "device": _as_dict(self.device),
+            "candidates": [_flat(candidate) for candidate in self.candidates],
+            "winner": None if self.winner is None else self.winner.config.tile.symbol,
+            "why": self.why(),
+        }
+
+    def __str__(self) -> str:
+        return plain(self)
+
+    def __rich__(self) -> RenderableType:
+        return render(self)
+
+
+def plain(explanation: Explanation) -> str:
     """The table as text, without colours."""
     console = Console(file=io.StringIO(), width=PLAIN_WIDTH, color_system=None)
     with console.capture() as capture:
@@ -25,7 +72,7 @@ def plain(explanation: "Explanation") -> str:
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
-def render(explanation: "Explanation") -> RenderableType:
+def render(explanation: Explanation) -> RenderableType:
     """Headline, kept tiles by modelled time, why the winner won, dropped tiles with their reasons."""
     kept = [candidate for candidate in explanation.candidates if candidate.kept]
     dropped = [candidate for candidate in explanation.candidates if not candidate.kept]
@@ -48,7 +95,7 @@ def us(value: float) -> str:
     return f"{value:.2f}" if value < 1000 else f"{value:.0f}" if value < 1e6 else f"{value:.1e}"
 
 
-def _kept_table(explanation: "Explanation", kept: list[Candidate]) -> Table:
+def _kept_table(explanation: Explanation, kept: list[Candidate]) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("  tile", overflow="fold", vertical="bottom")
     for heading in ("shared\nbytes", "stages", "CTAs\n/SM", "grid", "waves", "bytes\nmoved", "µs", "bound"):
@@ -113,3 +160,15 @@ def size(value: float) -> str:
             return f"{value:.3g} {unit}"
         value /= 1000
     return f"{value:.3g} PB"
+
+
+def _as_dict(struct: Any) -> dict[str, Any]:
+    values = {name: getattr(struct, name) for name in struct._fields}
+    return {name: value.name if isinstance(value, Op) else value for name, value in values.items()}
+
+
+def _flat(candidate: Candidate) -> dict[str, Any]:
+    config = _as_dict(candidate.config)
+    tile = _as_dict(config.pop("tile"))
+    tile["ctas_per_sm_limit"] = tile.pop("ctas_per_sm")
+    return {**tile, **config, **_as_dict(candidate.cost), "kept": candidate.kept, "reason": candidate.reason}
