@@ -24,6 +24,7 @@ import torch
 import transformers
 from cpu import environment
 from quality_model import Corpus, Recipe
+from quality_table import ten_thousandths
 from report import progress
 from rich.console import Console
 from rich.table import Table
@@ -140,15 +141,16 @@ def evaluations() -> int:
 
 
 def table(rows: list[Row], where: Mapping[str, object]) -> Table:
+    """Of 80 columns; KL and what is over fp32's NLL in 1e-4 nats. The record has the standard errors too."""
     caption = ", ".join(f"{key} {value}" for key, value in where.items() if key != "recipe")
-    result = Table(caption=caption, caption_justify="left")
-    for column in ("", "2^", "NLL", "- fp32's", "KL", "KL, checkpoint", "top-1"):
-        result.add_column(column, justify="right" if column else "left")
+    result = Table(caption=caption, caption_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for column in ("", "2^", "NLL", "over\nfp32", "KL", "from\nFP8", "same\ntop-1"):
+        result.add_column(column, justify="right" if column else "left", no_wrap=bool(column), vertical="bottom")
     for one in rows:
         cells = [str(one.octaves or ""), f"{one.nll:.4f}"]
-        if one.kl is not None:
-            cells += [f"{one.delta:+.5f}±{one.delta_se:.5f}", f"{one.kl:.2e}±{one.kl_se:.0e}"]
-            cells += [f"{one.checkpoint_kl:.2e}", f"{one.agreement:.2%}±{one.agreement_se:.2%}"]
+        if one.delta is not None and one.kl is not None and one.checkpoint_kl is not None:
+            cells += [f"{one.delta * 1e4:+.1f}", ten_thousandths(one.kl), ten_thousandths(one.checkpoint_kl)]
+            cells += [f"{one.agreement:.2%}"]
         result.add_row(one.variant, *cells)
     return result
 
