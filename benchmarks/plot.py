@@ -23,7 +23,7 @@ FAMILIES = {  # colour of the contenders whose name contains the key; the first 
 }
 OTHER_COLOR, FLOOR_COLOR = "#7f7f7f", "#222222"
 LINE_STYLES = ("-", "--", ":", "-.")  # within a family, in the order of the rows
-TIME_TICKS = [base * 10**power for power in range(6) for base in (1, 2, 5)]
+TIME_TICKS = [base * 10.0**power for power in range(-4, 6) for base in (1, 2, 5)]
 
 
 def draw(path: Path, rows: Sequence[Row]) -> None:
@@ -53,11 +53,7 @@ def _figure(rows: Sequence[Row], heads: int) -> Any:
             line = [row for row in line if row.over_floor and contender != FLOOR]
             fractions.plot([row.s for row in line], [100 / (row.over_floor or 1) for row in line], **style)
         fractions.axhline(100, color=FLOOR_COLOR, linewidth=1, linestyle="--")
-        times.set_yscale("log")
-        lowest, highest = min(row.us or 0 for row in of_side), max(row.us or 0 for row in of_side)
-        ticks = [tick for tick in TIME_TICKS if lowest / 1.3 <= tick <= highest * 1.3]
-        times.set_yticks(ticks, [str(tick) for tick in ticks])
-        times.set_ylim(lowest / 1.2, highest * 2.2)  # room for the legend
+        _show_times(times, [row.us or 0 for row in of_side])
         times.set(title=SIDES[side].title, ylabel="µs")
         fractions.set(title="% of the floor's speed", ylim=(0, 115))
         times.legend(fontsize=8, frameon=False, loc="upper left")
@@ -80,13 +76,21 @@ def draw_cpu(path: Path, rows: Sequence[Any]) -> None:
         for contender, style in _styles(of_panel).items():
             line = sorted((row for row in of_panel if row.contender == contender), key=lambda row: row.s)
             axis.plot([row.s for row in line], [row.ms for row in line], label=contender, **style)
-        axis.set_yscale("log")
+        _show_times(axis, [row.ms for row in of_panel])
         axis.set(title=f"{op}, H = {heads}", ylabel="ms")
         axis.legend(fontsize=8, frameon=False, loc="upper left")
         _finish(axis, sorted({row.s for row in of_panel}))
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, bbox_inches="tight", dpi=100, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def _show_times(axis: Any, times: Sequence[float]) -> None:
+    axis.set_yscale("log")
+    lowest, highest = min(times), max(times)
+    ticks = [tick for tick in TIME_TICKS if lowest / 1.3 <= tick <= highest * 1.3]
+    axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.set_ylim(lowest / 1.2, highest * 2.2)  # room for the legend
 
 
 def _finish(axis: Any, s_values: Sequence[int]) -> None:
