@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import quality_table
+import step_tables
 from roofline import table as roofline
 from sides import SIDE_TITLES, SIDES, device_of
 from tabular import Rows, markdown, microseconds, read, where_from
@@ -140,37 +141,6 @@ def tiles(rows: Rows) -> str:
     return markdown(["", "H", "S", "chosen", "over best", "the fastest, µs"], lines) + "\n" + note
 
 
-def decode_step(rows: Rows) -> str:
-    """Per H, batch and context: µs of each part, every backend's attention among them, and the shares."""
-    backends = list(dict.fromkeys(row["backend"] for row in rows if row["part"] == "attention"))
-    shapes = list(dict.fromkeys((row["heads"], row["batch"], row["context"]) for row in rows))
-    lines = []
-    for shape in shapes:
-        case = {
-            (row["part"], row["backend"]): row for row in rows if (row["heads"], row["batch"], row["context"]) == shape
-        }
-        own = [case["absorb_q", "mla_fp8"], case["v_up", "mla_fp8"]]
-        attentions = [case.get(("attention", backend)) for backend in backends]
-        fastest = next((row for row in attentions if row and row.get("share")), None)
-        shares = " / ".join(
-            f"{row['share']:.0%}" if row and row.get("share") else "?" for row in (own[0], fastest, own[1])
-        )
-        step = next((_part(row) for (part, _), row in case.items() if part == "step"), "")
-        cells = [_part(own[0]), *(_part(row, row is fastest) for row in attentions), _part(own[1]), shares, step]
-        lines.append(["{}, {}, {}".format(*shape), *cells])
-    problems = {f"{row['backend']}: {row['status']}: {row['reason']}" for row in rows if row["status"] != "ok"}
-    origin = where_from(rows[0])
-    note = f"µs, median, weights and cache cold; **fastest** attention, of which the shares are. {origin}.\n"
-    header = ["H, batch, context", "absorb_q", *backends, "v_up", "share: absorb_q / attention / v_up", "in one graph"]
-    return markdown(header, lines) + "\n" + note + "".join(f"{problem}\n" for problem in sorted(problems))
-
-
-def _part(row: Mapping[str, Any] | None, bold: bool = False) -> str:
-    if row is None or row.get("us") is None:
-        return "" if row is None else row["status"]
-    return f"**{microseconds(row['us'])}**" if bold else microseconds(row["us"])
-
-
 RENDERERS: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "cpu": ("cpu.json", cpu),
     "gpu": ("h100.json", gpu),
@@ -179,7 +149,10 @@ RENDERERS: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "rows": ("rows.json", heads),
     "quantize": ("quantize.json", quantize),
     "tiles": ("tiles.json", tiles),
-    "decode_step": ("decode_step.json", decode_step),
+    "decode_step": ("decode_step.json", step_tables.decode_step),
+    "tensor_parallel": ("tensor_parallel.json", step_tables.tensor_parallel),
+    "prefill": ("prefill.json", step_tables.prefill),
+    "sglang_hook": ("sglang_hook.json", step_tables.sglang_hook),
     "roofline": ("h100.json", roofline),
     "quality": ("quality.json", quality_table.quality),
     "quality_sentence": ("quality.json", quality_table.sentence),

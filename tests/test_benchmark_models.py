@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "benchmarks"))
 
 import prefill  # noqa: E402
+import report  # noqa: E402
 import sglang_hook  # noqa: E402
+import tables  # noqa: E402
 import tensor_parallel  # noqa: E402
 from fake_sglang import masked_quantization  # noqa: E402
 
@@ -83,6 +85,35 @@ def test_sglang_check_knows_the_contract(rng, k):
         faulty[index] = change(got[index])
         with pytest.raises(ValueError, match=re.compile("must be")):
             sglang_hook.check(tuple(faulty), want)
+
+
+HERE = {"gpu": "a GPU", "torch": "2", "commit": "abc", "date": "2026-01-01"}
+
+
+@pytest.mark.parametrize(
+    "name, rows, line",
+    [
+        (
+            "tensor_parallel",
+            [
+                {"ranks": n, "batch": b, "us": 90.0 * b / n, "heads": 8, "hidden": 64, "context": 9}
+                for n in (1, 2)
+                for b in (1, 64)
+            ],
+            "| 2 | 45.0 (2.00x) | 2880 (2.00x) |",
+        ),
+        ("prefill", [{"heads": 16, "tokens": 512, "queries": 73, "rule": 78}], "| 16 | 512 | 73 | 78 |"),
+        (
+            "sglang_hook",
+            [{"k": 128, "s": 7, "heads": 4, "us": 4.0, "stand_in_us": 6.0, "host_us": 20.0, "stand_in_host_us": 30.0}],
+            "| 128 | 7 | 4.00 | 6.00 | 20.0 | 30.0 | 1.50x |",
+        ),
+    ],
+)
+def test_tables_show_records_of_layers(tmp_path, name, rows, line):
+    report.write_json(tmp_path / f"{name}.json", rows, HERE)
+    filled = tables.fill(f"<!-- table: {name} -->\nnot measured\n<!-- end -->\n", tmp_path)
+    assert line in filled.splitlines() and "a GPU, 2, abc, 2026-01-01" in filled and "not measured" not in filled
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
