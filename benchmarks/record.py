@@ -35,6 +35,7 @@ ON_GPU = {
 }
 ON_CPU = {"cpu": "cpu.py", "quality": "quality.py"}
 COMMANDS = ON_GPU | ON_CPU
+SEVERAL_GPUS = "tensor_parallel"
 
 
 def file_of(name: str, gpu: str) -> str:
@@ -57,7 +58,8 @@ def main() -> int:
         return 0
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     failed = []
-    for name in options.names or (ON_GPU if gpu else ON_CPU):
+    here = [name for name in ON_GPU if name != SEVERAL_GPUS or torch.cuda.device_count() > 1] if gpu else list(ON_CPU)
+    for name in options.names or here:
         script, *arguments = shlex.split(COMMANDS[name])
         file = options.into.resolve() / file_of(name, gpu)
         arguments += ["--json", str(file)]
