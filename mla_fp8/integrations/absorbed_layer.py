@@ -14,8 +14,8 @@ from mla_fp8.weights import AbsorbedWeights
 ACTIVATIONS = (torch.bfloat16, torch.float16)  # what the ops take
 DIMS = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 # A multiplication of the absorbed way, whose rows are wider and whose logits are fp32, costs this many of the expanded
-# way's. Measured on a CPU in bf16: the ways break even at 37, 85, 85 and 110 queries on 128, 512, 2048 and 8192 tokens
-# with 16 heads, at 95 and 110 on 512 and 2048 with 128 heads; this rule says 46, 77, 93 and 98. No GPU was measured.
+# way's. Measured on CPUs in bf16 (benchmarks/prefill.py): the ways cross at 37, 65 to 85, 85 to 90 and 110 queries on
+# 128, 512, 2048 and 8192 tokens with 16 heads; this rule says 47, 78, 94 and 99. No GPU was measured.
 ABSORBED_COST = 1.5
 
 
