@@ -26,6 +26,7 @@ from typing import Any
 import timing
 import torch
 import torch.distributed as dist
+from attentions import HEAD_DIM, SCALE
 from gpu import integers
 from report import environment, microseconds, origin, write_json
 from rich.console import Console
@@ -36,8 +37,8 @@ from mla_fp8 import AbsorbedWeights, absorb_q, v_up
 from mla_fp8.attention import attend_latents
 from mla_fp8.attention_backends import LATENT, ROPE, WIDTH
 
-Q_RANK, NOPE, V_DIM = 1536, 128, 128  # DeepSeek-V3's q_lora_rank, qk_nope_head_dim, v_head_dim
-SCALE = (NOPE + ROPE) ** -0.5
+Q_RANK = 1536  # DeepSeek-V3's q_lora_rank
+NOPE = V_DIM = HEAD_DIM
 STEPS_A_GRAPH, STEPS_ON_CPU = 20, 5
 # Each rank's part is rounded to bf16 (1.7e-3 of the norm), so is every addition, and the whole; twice that for 8 ranks.
 BOUND = 1e-2

@@ -77,12 +77,13 @@ def attend_latents(
 
     traced = torch.compiler.is_compiling()
     require(not traced or backend in (None, TORCH), where, "backend", "be None or torch under torch.compile", backend)
-    library = None if traced else _library_for(backend, q, kv_latent, k_pe, mask)
-    if library is None:
+    chosen = None if traced else _library_for(backend, q, kv_latent, k_pe, mask, scale)
+    if chosen is None:
         return _in_pytorch(q, kv_latent, k_pe, mask, scale)
+    library, call = chosen
     try:
         on_stream = attention_backends.planned(library, q.device, attention_backends.stream_of(q))
-        return on_stream.attend(q, kv_latent, k_pe, scale)
+        return on_stream.attend(call, q, kv_latent, k_pe)
     except Exception as failure:  # whatever a library throws, where PyTorch can do its work
         if backend is not None:
             raise
@@ -91,18 +92,25 @@ def attend_latents(
         return _in_pytorch(q, kv_latent, k_pe, mask, scale)
 
 
-def _library_for(backend: str | None, q: Tensor, kv_latent: Tensor, k_pe: Tensor, mask: Tensor | None) -> str | None:
-    """The library to ask, or None for PyTorch."""
-    names, where = list(attention_backends.PLANNERS), "attend_latents"
-    if backend is None:
-        usable = (name for name in names if name not in _failed)
-        return next((n for n in usable if attention_backends.why_not(n, q, kv_latent, k_pe, mask) is None), None)
-    require(backend in (TORCH, *names), where, "backend", f"be one of {', '.join((TORCH, *names))}", repr(backend))
+def _library_for(
+    backend: str | None, q: Tensor, kv_latent: Tensor, k_pe: Tensor, mask: Tensor | None, scale: float
+) -> tuple[str, attention_backends.Call] | None:
+    """The library to ask, and its call; or None for PyTorch."""
+    names, where, reason = list(attention_backends.PLANNERS), "attend_latents", None
+    known = backend in (None, TORCH, *names)
+    require(known, where, "backend", f"be one of {', '.join((TORCH, *names))}", repr(backend))
     if backend == TORCH:
         return None
-    reason = attention_backends.why_not(backend, q, kv_latent, k_pe, mask)
-    require(reason is None, where, "backend", f"be one that can run the call ({reason})", repr(backend))
-    return backend
+    try:
+        call = attention_backends.call_of(q, kv_latent, k_pe, mask, scale)
+        for name in [name for name in names if name not in _failed] if backend is None else [backend]:
+            reason = attention_backends.why_not(name, call, kv_latent, k_pe)
+            if reason is None:
+                return name, call
+    except ValueError as error:
+        reason = str(error)
+    require(backend is None, where, "backend", f"be one that can run the call ({reason})", repr(backend))
+    return None
 
 
 def _in_pytorch(q: Tensor, kv_latent: Tensor, k_pe: Tensor, mask: Tensor | None, scale: float) -> Tensor:

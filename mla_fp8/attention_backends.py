@@ -62,13 +62,48 @@ def problem(name: str) -> str | None:
     return None
 
 
-def call_of(q: Tensor, kv_latent: Tensor, k_pe: Tensor, scale: float) -> Call:
-    """Raises ValueError where the caches' rows are not equally far apart, or not in the same order."""
+def call_of(q: Tensor, kv_latent: Tensor, k_pe: Tensor, mask: Tensor | None, scale: float) -> Call:
+    """Raises ValueError with the first rule of all libraries that the inputs break."""
+    reason = _broken_rule(q, kv_latent, k_pe, mask)
+    if reason is not None:
+        raise ValueError(reason)
     (batch, queries, heads, _), tokens = q.shape, kv_latent.shape[1]
     rows = {tokens} if batch == 1 else {_rows(kv_latent), _rows(k_pe)}
     if len(rows) > 1 or None in rows:
         raise ValueError("a sequence of kv_latent and of k_pe must begin a whole number of rows after the one before")
     return Call(batch, queries, heads, tokens, rows.pop() or tokens, scale, q.dtype, q.device)
+
+
+def _broken_rule(q: Tensor, kv_latent: Tensor, k_pe: Tensor, mask: Tensor | None) -> str | None:
+    tensors = q, kv_latent, k_pe
+    if not all(type(x) is Tensor for x in tensors):
+        return "the inputs must be plain tensors"
+    if not on_hopper(q):
+        return "q must be on a GPU of compute capability 9.0"
+    rules = {
+        "the stream must not be capturing a CUDA graph": not _is_capturing(q),
+        "q must be torch.bfloat16": q.dtype == torch.bfloat16,
+        f"R and P must be {LATENT} and {ROPE}": (kv_latent.shape[2], k_pe.shape[2]) == (LATENT, ROPE),
+        "mask must be None": mask is None,
+        "there must be queries and tokens": q.numel() > 0 and kv_latent.numel() > 0,
+        "no input may need a gradient": not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)),
+        "the last strides must be 1": all(x.stride(-1) == 1 for x in tensors),
+        f"addresses and strides must be multiples of {ALIGN_BYTES} bytes": all(_is_aligned(x) for x in tensors),
+    }
+    return next((rule for rule, holds in rules.items() if not holds), None)
+
+
+def on_hopper(tensor: Tensor) -> bool:
+    return tensor.is_cuda and torch.cuda.get_device_capability(tensor.device) == (9, 0)
+
+
+def _is_capturing(q: Tensor) -> bool:
+    return q.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _is_aligned(tensor: Tensor) -> bool:
+    size = tensor.element_size()
+    return all(value % ALIGN_BYTES == 0 for value in (tensor.data_ptr(), *(size * s for s in tensor.stride()[:-1])))
 
 
 def _rows(cache: Tensor) -> int | None:
@@ -96,6 +131,16 @@ def pages_of(kv_latent: Tensor, k_pe: Tensor, call: Call) -> Tensor:
     if end > kv_latent.untyped_storage().nbytes():
         raise ValueError(f"the cache must have room for a multiple of {PAGE} tokens, got {call.tokens}")
     return kv_latent.as_strided((count, PAGE, 1, WIDTH), (PAGE * WIDTH, WIDTH, WIDTH, 1))
+
+
+def why_not(name: str, call: Call, kv_latent: Tensor, k_pe: Tensor) -> str | None:
+    """The reason for which one library cannot run a call, if there is one."""
+    try:
+        if name == "flash_mla":
+            pages_of(kv_latent, k_pe, call)
+    except ValueError as error:
+        return str(error)
+    return problem(name)
 
 
 def flash_mla(device: torch.device) -> Callable[[Call], Attend]:
@@ -164,8 +209,7 @@ class Planned:
         self._call: Call | None = None
         self._attend: Attend | None = None
 
-    def attend(self, q: Tensor, kv_latent: Tensor, k_pe: Tensor, scale: float) -> Tensor:
-        call = call_of(q, kv_latent, k_pe, scale)
+    def attend(self, call: Call, q: Tensor, kv_latent: Tensor, k_pe: Tensor) -> Tensor:
         if self._attend is None or call != self._call:
             self._attend, self._call = self._plan(call), call
         return self._attend(q, kv_latent, k_pe)
@@ -179,45 +223,3 @@ def planned(name: str, device: torch.device, stream: int) -> Planned:
 
 def stream_of(q: Tensor) -> int:
     return torch.cuda.current_stream(q.device).cuda_stream if q.is_cuda else 0
-
-
-def on_hopper(tensor: Tensor) -> bool:
-    return tensor.is_cuda and torch.cuda.get_device_capability(tensor.device) == (9, 0)
-
-
-def why_not(name: str, q: Tensor, kv_latent: Tensor, k_pe: Tensor, mask: Tensor | None) -> str | None:
-    """The first reason for which a library cannot run a call, if there is one."""
-    tensors = q, kv_latent, k_pe
-    if not all(type(x) is Tensor for x in tensors):
-        return "the inputs must be plain tensors"
-    if not on_hopper(q):
-        return "q must be on a GPU of compute capability 9.0"
-    rules = {
-        "the stream must not be capturing a CUDA graph": not _is_capturing(q),
-        "q must be torch.bfloat16": q.dtype == torch.bfloat16,
-        f"R and P must be {LATENT} and {ROPE}": (kv_latent.shape[2], k_pe.shape[2]) == (LATENT, ROPE),
-        "mask must be None": mask is None,
-        "there must be queries and tokens": q.numel() > 0 and kv_latent.numel() > 0,
-        "no input may need a gradient": not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)),
-        "the last strides must be 1": all(x.stride(-1) == 1 for x in tensors),
-        f"addresses and strides must be multiples of {ALIGN_BYTES} bytes": all(_is_aligned(x) for x in tensors),
-    }
-    for rule, holds in rules.items():
-        if not holds:
-            return rule
-    try:
-        call = call_of(q, kv_latent, k_pe, 1.0)
-        if name == "flash_mla":
-            pages_of(kv_latent, k_pe, call)
-    except ValueError as error:
-        return str(error)
-    return problem(name)
-
-
-def _is_capturing(q: Tensor) -> bool:
-    return q.is_cuda and torch.cuda.is_current_stream_capturing()
-
-
-def _is_aligned(tensor: Tensor) -> bool:
-    size = tensor.element_size()
-    return all(value % ALIGN_BYTES == 0 for value in (tensor.data_ptr(), *(size * s for s in tensor.stride()[:-1])))
