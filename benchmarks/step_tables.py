@@ -55,9 +55,14 @@ def tensor_parallel(rows: Rows) -> str:
 
 def prefill(rows: Rows) -> str:
     """Per H and tokens: from how many queries on the expanded way is faster, and from how many enable() takes it."""
-    lines = [[str(row[name]) for name in ("heads", "tokens", "queries", "rule")] for row in rows]
+    queries = {(row["heads"], row["tokens"], row["launched"]): row["queries"] for row in rows}
+    rules = {(row["heads"], row["tokens"]): row["rule"] for row in rows}
+    lines = [
+        [*map(str, case), *(str(queries[*case, launched]) for launched in ("graph", "eager")), str(rule)]
+        for case, rule in rules.items()
+    ]
     note = f"Queries from which the expanded way is faster, and from which `enable` takes it. {where_from(rows[0])}.\n"
-    return markdown(["H", "tokens in the cache", "measured", "rule"], lines) + "\n" + note
+    return markdown(["H", "tokens in the cache", "in a CUDA graph", "eager", "rule"], lines) + "\n" + note
 
 
 def sglang_hook(rows: Rows) -> str:

@@ -120,7 +120,7 @@ def _in_pytorch(q: Tensor, kv_latent: Tensor, k_pe: Tensor, mask: Tensor | None,
     logits = (logits * scale).view(batch, queries, heads, tokens)
     if mask is not None:
         lowest, mask = torch.finfo(torch.float32).min, mask.transpose(1, 2)  # a whole row of -inf would be NaN
-        logits = logits.masked_fill(~mask, lowest) if mask.dtype == torch.bool else (logits + mask).clamp_min(lowest)
+        logits = logits.where(mask, lowest) if mask.dtype == torch.bool else (logits + mask).clamp_min(lowest)
     weights = logits.softmax(-1).view(batch, queries * heads, tokens)
     return _product(weights.to(q.dtype), kv_latent).to(q.dtype).view(batch, queries, heads, lora)
 

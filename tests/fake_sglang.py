@@ -57,7 +57,7 @@ def _registry() -> type:
                 module, _, name = target.rpartition(".")
                 original = getattr(importlib.import_module(module), name)
                 wrapped = functools.wraps(original)(functools.partial(hook, original))
-                for other in [m for m in sys.modules.values() if m.__name__.startswith("sglang")]:
+                for other in [m for name, m in sys.modules.items() if name.startswith("sglang")]:
                     for attribute, value in list(vars(other).items()):
                         if value is original:
                             setattr(other, attribute, wrapped)

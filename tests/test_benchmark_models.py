@@ -87,6 +87,10 @@ def test_sglang_check_knows_the_contract(rng, k):
             sglang_hook.check(tuple(faulty), want)
 
 
+PREFILL = [
+    {"launched": launched, "heads": 16, "tokens": 512, "queries": queries, "rule": 78}
+    for launched, queries in (("graph", 73), ("eager", 35))
+]
 HERE = {"gpu": "a GPU", "torch": "2", "commit": "abc", "date": "2026-01-01"}
 
 
@@ -102,7 +106,7 @@ HERE = {"gpu": "a GPU", "torch": "2", "commit": "abc", "date": "2026-01-01"}
             ],
             "| 2 | 45.0 (2.00x) | 2880 (2.00x) |",
         ),
-        ("prefill", [{"heads": 16, "tokens": 512, "queries": 73, "rule": 78}], "| 16 | 512 | 73 | 78 |"),
+        ("prefill", PREFILL, "| 16 | 512 | 73 | 35 | 78 |"),
         (
             "sglang_hook",
             [{"k": 128, "s": 7, "heads": 4, "us": 4.0, "stand_in_us": 6.0, "host_us": 20.0, "stand_in_host_us": 30.0}],

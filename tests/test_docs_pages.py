@@ -1,6 +1,8 @@
 """The code of docs/*.md runs, page by page from top to bottom, and the tensors that a page draws are as drawn."""
 
 import re
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -32,10 +34,12 @@ def run(page: Path, gpu: bool = False) -> dict:
     """The names that the page's code leaves behind."""
     torch.manual_seed(0)
     torch._dynamo.reset()
-    names: dict = {"__name__": page.stem}
-    for number, code in enumerate(blocks(page, "python", gpu), 1):
-        exec(compile(code, f"{page.name}, block {number}", "exec"), names)
-    return names
+    module = types.ModuleType(f"page_{page.stem}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, module.__name__, module)  # where torch.compile looks for a function's globals
+        for number, code in enumerate(blocks(page, "python", gpu), 1):
+            exec(compile(code, f"{page.name}, block {number}", "exec"), vars(module))
+    return vars(module)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -194,11 +194,15 @@ def test_enable_compiled_decode_step(projections):
     torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("tokens, last_absorbed", [(1, 0), (128, 46), (512, 77), (2048, 93), (8192, 98)])
-def test_absorbed_is_cheaper_for_few_queries(tokens, last_absorbed):
+@pytest.mark.parametrize(
+    "device, lasts_absorbed",
+    [("cpu", [0, 46, 77, 93, 98]), ("cuda", [0, 33, 55, 66, 69]), ("xpu", [0, 46, 77, 93, 98])],
+)
+def test_absorbed_is_cheaper_for_few_queries(device, lasts_absorbed):
     dims = (512, 128, 64, 128)
-    absorbed = [s for s in range(1, tokens + 1) if absorbed_layer.absorbed_is_cheaper(s, tokens, *dims)]
-    assert absorbed == list(range(1, last_absorbed + 1))
+    for tokens, last in zip((1, 128, 512, 2048, 8192), lasts_absorbed, strict=True):
+        absorbed = [s for s in range(1, tokens + 1) if absorbed_layer.absorbed_is_cheaper(s, tokens, *dims, device)]
+        assert absorbed == list(range(1, last + 1))
 
 
 @pytest.mark.gpu

@@ -139,7 +139,7 @@ void CurrentDevice::load(const Tile& tile, void* stream) const {
   find_kernel(op_, index_, device_state(op_, driver_for(op_), index_).ordinal, tile, stream);
 }
 
-void CurrentDevice::launch(const Config& config, const void* params, void* stream) const {
+void CurrentDevice::launch(const Config& config, const void* params, void* stream, int threads) const {
   if (config.grid_x == 0) return;
   const Driver& driver = driver_for(op_);
   const Tile& tile = *config.tile;
@@ -150,7 +150,7 @@ void CurrentDevice::launch(const Config& config, const void* params, void* strea
   const abi::LaunchConfig launch{static_cast<unsigned>(config.grid_x),
                                  1,
                                  1,
-                                 static_cast<unsigned>(tile.threads),
+                                 static_cast<unsigned>(threads),
                                  1,
                                  1,
                                  static_cast<unsigned>(tile.smem_bytes),
@@ -162,7 +162,7 @@ void CurrentDevice::launch(const Config& config, const void* params, void* strea
   if (result != abi::kSuccess) {
     check(op_, driver, result,
           std::string("launch of ") + tile.symbol + " with " + std::to_string(config.grid_x) + " CTAs of " +
-              std::to_string(tile.threads) + " threads and " + std::to_string(tile.smem_bytes) + " bytes");
+              std::to_string(threads) + " threads and " + std::to_string(tile.smem_bytes) + " bytes");
   }
 }
 

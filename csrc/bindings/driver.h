@@ -33,7 +33,11 @@ class CurrentDevice {
   // Launches the config's kernel with `params` as its only argument, or nothing where grid_x is 0. It may start before
   // its predecessor in the stream has finished (programmatic dependent launch): every kernel waits by
   // griddepcontrol.wait. Loads the kernel at its first use on this device, also inside stream capture.
-  void launch(const Config& config, const void* params, void* stream) const;
+  void launch(const Config& config, const void* params, void* stream) const {
+    if (config.grid_x != 0) launch(config, params, stream, config.tile->threads);
+  }
+  // With fewer threads a CTA than the tile has, for a kernel that says that it can.
+  void launch(const Config& config, const void* params, void* stream, int threads) const;
 
   // Only loads the kernel. `stream` tells whether a capture is under way.
   void load(const Tile& tile, void* stream) const;

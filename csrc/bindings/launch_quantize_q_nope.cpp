@@ -52,7 +52,8 @@ void quantize_q_nope(const QuantizeArgs& args, int device_index, void* stream) {
   params.columns = static_cast<u64>(args.h) * params.groups;
   params.amax_floor = args.amax_floor;
   params.is_fp16 = args.in_dtype == Dtype::kFp16;
-  device.launch(config, &params, stream);
+  const int64_t needed = (rows + kernel::kRowsPerWarp - 1) / kernel::kRowsPerWarp * kernel::kWarp;
+  device.launch(config, &params, stream, static_cast<int>(std::min<int64_t>(kernel::kThreads, needed)));
 }
 
 }  // namespace mla_fp8::cuda

@@ -8,12 +8,14 @@
 //
 // 3. Grid      One CTA makes 32 rows of one (head, group). Neighbouring CTAs read neighbouring groups of the same rows,
 //              so the strided reads of all CTAs in flight cover whole tokens. Past 2^31 - 1 tiles a CTA takes several.
+//              Where all rows are fewer than a tile has, a CTA has no more warps than they need.
 //
-// 4. Warps     8, all alike, 4 rows each. 8 lanes hold a row's group as 2 x 8 elements a lane (8 l.. and 64 + 8 l..),
+// 4. Warps     Up to 8, all alike, 4 rows each. 8 lanes hold a row's group as 2 x 8 elements a lane (8 l.. and 64 + 8 l..),
 //              so that each load of a warp is 4 x 128 contiguous bytes and each store 4 x 64. At most 32 registers:
 //              8 CTAs fill an SM and have 64 KB in flight, 4 times what latency x bandwidth asks for.
 //
-// 5. Pipeline  None inside a CTA; the CTAs of an SM overlap. griddepcontrol.wait precedes every access to memory.
+// 5. Pipeline  None inside a CTA; the CTAs of an SM overlap. Which tile is whose is worked out before
+//              griddepcontrol.wait, which precedes every access to memory.
 //
 // 6. Shared memory  None.
 //
@@ -121,8 +123,6 @@ MLA_FP8_DEVICE void quantize(const Params& p, i64 row, i64 head, u32 group) {
 
 template <class Config>
 MLA_FP8_DEVICE void run(const Params& p) {
-  ptx::griddepcontrol_wait();
-  ptx::griddepcontrol_launch_dependents();
   for (i64 tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
     // 32-bit division where it is enough: the 64-bit one takes as long as the rest of a row.
     const u64 columns = p.columns;
@@ -132,6 +132,8 @@ MLA_FP8_DEVICE void run(const Params& p) {
     const u64 head = narrow ? static_cast<u32>(column) / p.groups : column / p.groups;
     const u32 group = static_cast<u32>(column - head * p.groups);
     const i64 row = static_cast<i64>(row_tile) * kTileM + threadIdx.x / kLanesPerGroup;
+    ptx::griddepcontrol_wait();  // of further tiles: at once
+    ptx::griddepcontrol_launch_dependents();
     if (p.is_fp16) {
       quantize<Config, Fp16>(p, row, static_cast<i64>(head), group);
     } else {

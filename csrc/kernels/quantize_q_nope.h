@@ -7,7 +7,8 @@ namespace mla_fp8::quantize_q_nope {
 
 inline constexpr int kGroup = 128;        // elements that share a scale: a tile's columns
 inline constexpr int kLanesPerGroup = 8;  // a quarter of a warp owns a row of the tile
-inline constexpr int kThreads = 256;
+inline constexpr int kWarp = 32, kRowsPerWarp = kWarp / kLanesPerGroup;
+inline constexpr int kThreads = 256;  // or as many warps as the rows need, if these are fewer
 inline constexpr int kTileM = kThreads / kLanesPerGroup;
 inline constexpr int kLoadBytes = 16;    // one load of the aligned tile
 inline constexpr int kStoreBytes = 8;    // one store of the aligned tile

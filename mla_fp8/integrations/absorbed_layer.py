@@ -14,9 +14,11 @@ from mla_fp8.weights import AbsorbedWeights
 ACTIVATIONS = (torch.bfloat16, torch.float16)  # what the ops take
 DIMS = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 # A multiplication of the absorbed way, whose rows are wider and whose logits are fp32, costs this many of the expanded
-# way's. Measured on CPUs in bf16 (benchmarks/prefill.py): the ways cross at 37, 65 to 85, 85 to 90 and 110 queries on
-# 128, 512, 2048 and 8192 tokens with 16 heads; this rule says 47, 78, 94 and 99. No GPU was measured.
-ABSORBED_COST = 1.5
+# way's, by device. On 128, 512, 2048 and 8192 tokens in bf16 the ways cross (benchmarks/prefill.py)
+#   on CPUs with 16 heads              at 37, 65 to 85, 85 to 90 and 110 queries; this rule says 47, 78, 94 and 99
+#   on an H100, in a graph, 16 heads   at 29, 98, 129 and 104
+#                           128 heads  at 38, 57, 52 and 50; this rule says 34, 56, 67 and 70 on a GPU
+ABSORBED_COST = {"cpu": 1.5, "cuda": 2.0}
 
 
 class AbsorbedLayer:
@@ -41,7 +43,8 @@ class AbsorbedLayer:
         """Whether these queries run absorbed."""
         if self.prefill_threshold is not None:
             return query.shape[2] < self.prefill_threshold
-        return absorbed_is_cheaper(query.shape[2], kv_nope.shape[2], *(getattr(layer, dim) for dim in DIMS))
+        dims = (getattr(layer, dim) for dim in DIMS)
+        return absorbed_is_cheaper(query.shape[2], kv_nope.shape[2], *dims, query.device.type)
 
 
 class ExactLayer(AbsorbedLayer, nn.Module):
@@ -90,11 +93,13 @@ class Fp8Layer(AbsorbedLayer, AbsorbedWeights):
     def _load_from_state_dict(self, *_: Any) -> None: ...
 
 
-def absorbed_is_cheaper(queries: int, tokens: int, lora: int, nope: int, rope: int, v_dim: int) -> bool:
+def absorbed_is_cheaper(
+    queries: int, tokens: int, lora: int, nope: int, rope: int, v_dim: int, device: str = "cpu"
+) -> bool:
     """Whether S queries on T cached tokens cost less absorbed than expanded, counted in multiplications of a head."""
     absorbed = queries * (nope + v_dim) * lora + queries * tokens * (2 * lora + rope)
     expanded = tokens * (nope + v_dim) * lora + queries * tokens * (nope + rope + v_dim)
-    return ABSORBED_COST * absorbed <= expanded
+    return ABSORBED_COST.get(device, ABSORBED_COST["cpu"]) * absorbed <= expanded
 
 
 @functools.cache
