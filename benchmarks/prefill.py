@@ -115,7 +115,8 @@ def crossover(layer: Any, tokens: int, device: torch.device, launched: str = EAG
         low, high = (low, middle) if expanded_us < absorbed_us else (middle + 1, high)
     absorbed_us, expanded_us = both(layer, min(low, tokens), tokens, device, launched)
     dims = [getattr(layer, dim) for dim in DIMS]
-    rule = next((s for s in range(1, tokens + 1) if not absorbed_is_cheaper(s, tokens, *dims, device.type)), tokens + 1)
+    dearer = (s for s in range(1, tokens + 1) if not absorbed_is_cheaper(s, tokens, *dims, device=device.type))
+    rule = next(dearer, tokens + 1)
     row: dict[str, object] = {"mode": "prefill", "launched": launched, "heads": layer.num_heads, "tokens": tokens}
     return row | {"queries": low, "rule": rule, "absorbed_us": absorbed_us, "expanded_us": expanded_us}
 

@@ -5,7 +5,7 @@
 # All four are minutes; where a session on a GPU is short, give one at a time. The last column is the seconds each took.
 #   memcheck   every access to memory: bounds, alignment, the driver's errors; each tensor its own allocation (below)
 #   racecheck  every access to shared memory, and hazards between threads: the slowest, and the most host memory
-#   initcheck  every read of global memory that nobody wrote before; not run on these kernels yet
+#   initcheck  every read of global memory that nobody wrote before
 #   synccheck  barriers only: the quickest
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2

@@ -44,7 +44,7 @@ class AbsorbedLayer:
         if self.prefill_threshold is not None:
             return query.shape[2] < self.prefill_threshold
         dims = (getattr(layer, dim) for dim in DIMS)
-        return absorbed_is_cheaper(query.shape[2], kv_nope.shape[2], *dims, query.device.type)
+        return absorbed_is_cheaper(query.shape[2], kv_nope.shape[2], *dims, device=query.device.type)
 
 
 class ExactLayer(AbsorbedLayer, nn.Module):
