@@ -58,8 +58,8 @@ def prefill(rows: Rows) -> str:
     queries = {(row["heads"], row["tokens"], row["launched"]): row["queries"] for row in rows}
     rules = {(row["heads"], row["tokens"]): row["rule"] for row in rows}
     lines = [
-        [*map(str, case), *(str(queries[(*case, launched)]) for launched in ("graph", "eager")), str(rule)]
-        for case, rule in rules.items()
+        [str(heads), str(tokens), *(str(queries[heads, tokens, how]) for how in ("graph", "eager")), str(rule)]
+        for (heads, tokens), rule in rules.items()
     ]
     note = f"Queries from which the expanded way is faster, and from which `enable` takes it. {where_from(rows[0])}.\n"
     return markdown(["H", "tokens in the cache", "in a CUDA graph", "eager", "rule"], lines) + "\n" + note

@@ -201,7 +201,9 @@ def test_enable_compiled_decode_step(projections):
 def test_absorbed_is_cheaper_for_few_queries(device, lasts_absorbed):
     dims = (512, 128, 64, 128)
     for tokens, last in zip((1, 128, 512, 2048, 8192), lasts_absorbed, strict=True):
-        absorbed = [s for s in range(1, tokens + 1) if absorbed_layer.absorbed_is_cheaper(s, tokens, *dims, device)]
+        absorbed = [
+            s for s in range(1, tokens + 1) if absorbed_layer.absorbed_is_cheaper(s, tokens, *dims, device=device)
+        ]
         assert absorbed == list(range(1, last + 1))
 
 

@@ -94,7 +94,7 @@ class Fp8Layer(AbsorbedLayer, AbsorbedWeights):
 
 
 def absorbed_is_cheaper(
-    queries: int, tokens: int, lora: int, nope: int, rope: int, v_dim: int, device: str = "cpu"
+    queries: int, tokens: int, lora: int, nope: int, rope: int, v_dim: int, *, device: str = "cpu"
 ) -> bool:
     """Whether S queries on T cached tokens cost less absorbed than expanded, counted in multiplications of a head."""
     absorbed = queries * (nope + v_dim) * lora + queries * tokens * (2 * lora + rope)
