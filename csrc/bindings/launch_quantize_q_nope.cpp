@@ -3,6 +3,7 @@
 #include "bindings/cuda.h"
 #include "bindings/forced_tile.h"
 #include "bindings/launch.h"
+#include "config/cost.h"
 #include "kernels/quantize_q_nope.h"
 
 namespace mla_fp8::cuda {
@@ -52,7 +53,7 @@ void quantize_q_nope(const QuantizeArgs& args, int device_index, void* stream) {
   params.columns = static_cast<u64>(args.h) * params.groups;
   params.amax_floor = args.amax_floor;
   params.is_fp16 = args.in_dtype == Dtype::kFp16;
-  const int64_t needed = (rows + kernel::kRowsPerWarp - 1) / kernel::kRowsPerWarp * kernel::kWarp;
+  const int64_t needed = ceil_div(rows, kernel::kRowsPerWarp) * kernel::kWarp;
   device.launch(config, &params, stream, static_cast<int>(std::min<int64_t>(kernel::kThreads, needed)));
 }
 

@@ -8,9 +8,10 @@ from mla_fp8.reference import GROUP
 
 # An fp32 sum, relative to the sum of the terms' magnitudes. Products of two e4m3 are exact in fp32. A group of 128
 # rounds at most 127 times, then the scale product and the scaling once each, then one addition a group: for K = 7168
-# that is 127 + 2 + 56 < 2^8 roundings of 2^-24. Tensor cores cut each addend of a k32
-# step 13 bits below the largest: where one term outweighs the 127 others, these lose 2^-14 of it on average, of either
-# sign, which is 2^-10.5 in the root mean square. 2^-8 is 5.7 times that (an H100 showed 2^-8.7, with outliers in fp16).
+# that is 127 + 2 + 56 < 2^8 roundings of 2^-24. Tensor cores cut each addend of a k32 step 13 bits below the largest:
+# where one term outweighs the 127 others, these lose 2^-14 of it on average, of either sign, which is 2^-10.5 in the
+# root mean square. 2^-8 is 5.7 times that. An estimate; what was seen on an H100, with outliers in fp16 and that
+# rounding included: 127.875 for 128.25, off by 2^-8.4.
 SUM_ERROR = {"cpu": 2.0**8 * 2.0**-24, "cuda": 2.0**-8}
 
 # Two values that round to neighbours are at most this far apart: relative to the value, and next to zero.
