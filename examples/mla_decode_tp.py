@@ -1,6 +1,5 @@
-"""MLA decode with its heads shared among ranks, a GPU each or on the CPU, beside the whole layer on each rank:
-torchrun --standalone --nproc-per-node=2 examples/mla_decode_tp.py
-q_b is cut by columns and o_proj by rows, the ops work on a rank's own heads: one all-reduce a step."""
+"""torchrun --standalone --nproc-per-node=2 examples/mla_decode_tp.py: MLA decode with heads shared among ranks, each on a
+GPU or on the CPU, beside the whole layer on each. q_b is cut by columns and o_proj by rows: one all-reduce a step."""
 
 import argparse
 import tempfile
@@ -35,6 +34,7 @@ def decode(directory: Path, batch: int, steps: int, device: torch.device) -> boo
         errors.append(float((got.float() - want.float()).norm() / want.float().norm()))
     step = f"{weights[1].num_heads} heads, {sorted(times_us)[steps // 2]:.1f} µs a step, error {max(errors):.1e}"
     print(f"rank {rank} of {size} on {device}: {step}, bound {FP8_NOISE:.1e}", flush=True)
+    dist.destroy_process_group()
     return all(error <= FP8_NOISE for error in errors)  # false for NaN
 
 

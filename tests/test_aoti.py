@@ -54,6 +54,8 @@ def runner(tmp_path_factory):
     for command in (["-S", ROOT / "examples/aoti_runner", "-B", build, torch_dir, *ninja], ["--build", build]):
         done = processes.run([cmake, *command], env=os.environ | {"PATH": BIN})
         assert done.returncode == 0, done.stdout + done.stderr
+    whole = b"libstdc++.so" in (build / "run_package").read_bytes()
+    assert whole, "CXX must link libstdc++.so, not its .a: packages would crash as they load (docs/troubleshooting.md)"
     return build / "run_package"
 
 
