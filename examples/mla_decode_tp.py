@@ -1,5 +1,5 @@
-"""torchrun --standalone --nproc-per-node=2 examples/mla_decode_tp.py: MLA decode, heads shared among ranks, each on a GPU
-or on the CPU, beside the whole layer on each. q_b is cut by columns and o_proj by rows: one all-reduce a step."""
+"""torchrun --standalone --nproc-per-node=2 examples/mla_decode_tp.py: MLA decode, heads shared among ranks, on a GPU
+each or on the CPU, beside the whole layer on each. q_b is cut by columns and o_proj by rows: one all-reduce a step."""
 
 import argparse
 import tempfile
