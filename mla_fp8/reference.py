@@ -1,17 +1,39 @@
 """Each op in plain PyTorch: the specification that the kernels are tested against.
 
 Quantization is bit-exact: CPU, CUDA and these lines agree in every bit (any NaN equals any NaN).
-Products are exact up to float64 and rounded once, so kernels agree within the rounding of an fp32 accumulator.
+Products are exact up to float64 and rounded once, so kernels agree within the rounding of an fp32 accumulator; with
+`product=tensor_core_product` they are summed as the CUDA kernels sum on Hopper, and agree in every bit.
 """
+
+from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-__all__ = ["absorb_q", "bmm", "dequantize_blocks", "quantize", "quantize_q_nope", "to_fp8", "v_up", "v_up_quantized"]
+__all__ = [
+    "absorb_q",
+    "bmm",
+    "dequantize_blocks",
+    "exact_product",
+    "quantize",
+    "quantize_q_nope",
+    "tensor_core_product",
+    "to_fp8",
+    "v_up",
+    "v_up_quantized",
+]
 
 GROUP = 128  # activations share a scale by 1x128, weights by 128x128
 FP8_MAX = 448.0  # largest finite float8_e4m3fn
 AMAX_FLOOR = 1e-4  # DeepGEMM's per_token_cast_to_fp8
+
+WGMMA_K = 32  # products that Hopper's tensor cores add at a time
+FRACTION_BITS = 13  # of what they add, and of the sum
+LEAST_EXPONENT = -6  # of an e4m3, its subnormal numbers included
+MOST_ADDENDS = 2**23  # at a time, in fp64
+
+Product: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def to_fp8(x: Tensor, scale: Tensor) -> Tensor:
@@ -32,6 +54,56 @@ def dequantize_blocks(weight: Tensor, scale: Tensor) -> Tensor:
     return weight.double() * scale.double().repeat_interleave(GROUP, -2).repeat_interleave(GROUP, -1)
 
 
+def exact_product(val: Tensor, scale: Tensor, w: Tensor, w_scale: Tensor) -> Tensor:
+    """[S,H,K] and [S,H,K/128] x ([H,N,K] and [H,N/128,K/128])ᵀ -> fp64 [S,H,N], as exact as fp64 is."""
+    exact = val.double() * scale.double().repeat_interleave(GROUP, -1)
+    return torch.einsum("shk,hnk->shn", exact, dequantize_blocks(w, w_scale))
+
+
+def tensor_core_product(val: Tensor, scale: Tensor, w: Tensor, w_scale: Tensor) -> Tensor:
+    """The same -> fp32 [S,H,N], with the bits of the CUDA kernels on Hopper; on any device, slowly."""
+    rows = max(1, MOST_ADDENDS // max(1, w.shape[0] * w.shape[1] * (WGMMA_K + 1)))
+    parts = zip(val.double().split(rows), scale.split(rows), strict=True)
+    return torch.cat([_tensor_core_rows(v.transpose(0, 1), s, w.double(), w_scale) for v, s in parts])
+
+
+def _tensor_core_rows(val: Tensor, scale: Tensor, w: Tensor, w_scale: Tensor) -> Tensor:
+    """val [H,S,K] and w [H,N,K] in fp64 -> [S,H,N]."""
+    sums = torch.zeros(val.shape[1], val.shape[0], w.shape[1], device=val.device)
+    for group, (a, b) in enumerate(zip(val.split(GROUP, -1), w.split(GROUP, -1), strict=True)):
+        partial = val.new_zeros(*val.shape[:2], w.shape[1])
+        for a_step, b_step in zip(a.split(WGMMA_K, -1), b.split(WGMMA_K, -1), strict=True):
+            partial = _add_products(partial, a_step, b_step)
+        scales = scale[:, :, None, group] * w_scale[..., group].repeat_interleave(GROUP, -1)
+        sums = (partial.transpose(0, 1) * scales.double() + sums.double()).float()  # a fused multiply-add in fp32
+    return sums
+
+
+def _add_products(sums: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """[H,S,N] + [H,S,32] x [H,N,32]ᵀ in fp64, as one wgmma does it.
+
+    All 33 addends are cut, towards zero, to 13 bits below the highest exponent among them, that of a product being the
+    sum of its factors'. Their exact sum is cut to 13 fraction bits.
+    """
+    addends = torch.cat([a.unsqueeze(2) * b.unsqueeze(1), sums.unsqueeze(-1)], -1)
+    factors = [torch.where(x == 0, _exponent(x), _exponent(x).clamp(min=LEAST_EXPONENT)) for x in (a, b)]
+    exponents = torch.cat([factors[0].unsqueeze(2) + factors[1].unsqueeze(1), _exponent(sums).unsqueeze(-1)], -1)
+    total = _cut(addends, exponents.amax(-1, keepdim=True)).sum(-1)
+    return _cut(total, _exponent(total))
+
+
+def _exponent(x: Tensor) -> Tensor:
+    """floor(log2 |x|) of fp64; of zero less than of any other."""
+    return (x.view(torch.int64) >> 52 & 0x7FF) - 0x3FF
+
+
+def _cut(x: Tensor, exponent: Tensor) -> Tensor:
+    """To multiples of 2^(exponent - 13), towards zero."""
+    biased = (exponent - FRACTION_BITS + 0x3FF).clamp(min=1)
+    quantum = (biased << 52).view(torch.float64)
+    return (x / quantum).trunc() * quantum
+
+
 def quantize_q_nope(q_nope: Tensor, m_alignment: int = 256, amax_floor: float = AMAX_FLOOR) -> tuple[Tensor, Tensor]:
     """[S,H,K] -> q_val [H,M,K] and q_scale [H,M,K/128], M = ceil(S / m_alignment) * m_alignment; rows >= S are zero."""
     s, h, k = q_nope.shape
@@ -44,34 +116,48 @@ def quantize_q_nope(q_nope: Tensor, m_alignment: int = 256, amax_floor: float = 
     return q_val, q_scale
 
 
-def bmm(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, m: int | None = None) -> Tensor:
+def bmm(
+    a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, m: int | None = None, *, product: Product = exact_product
+) -> Tensor:
     """[B,M,K] x [B,N,K]ᵀ -> bf16 [B,m,N]; a_scale [B,M,K/128], b_scale [B,N/128,K/128]."""
     m = a.shape[1] if m is None else m
-    a_exact = a[:, :m].double() * a_scale[:, :m].double().repeat_interleave(GROUP, -1)
-    return (a_exact @ dequantize_blocks(b, b_scale).mT).bfloat16()
+    return product(a[:, :m].transpose(0, 1), a_scale[:, :m].transpose(0, 1), b, b_scale).transpose(0, 1).bfloat16()
 
 
 def absorb_q(
-    q_nope: Tensor, w_uk: Tensor, w_uk_scale: Tensor, q_pe: Tensor | None = None, out_scale: Tensor | None = None
+    q_nope: Tensor,
+    w_uk: Tensor,
+    w_uk_scale: Tensor,
+    q_pe: Tensor | None = None,
+    out_scale: Tensor | None = None,
+    *,
+    product: Product = exact_product,
 ) -> Tensor:
     """[S,H,D] x [H,R,D]ᵀ -> [S,H,R], or [S,H,R+P] with q_pe [S,H,P]; e4m3 with out_scale, else q_nope's dtype."""
-    val, scale = quantize(q_nope)
-    exact = val.double() * scale.double().repeat_interleave(GROUP, -1)
-    q = torch.einsum("shd,hrd->shr", exact, dequantize_blocks(w_uk, w_uk_scale))
+    q = product(*quantize(q_nope), w_uk, w_uk_scale)
     if q_pe is not None:
-        q = torch.cat([q, q_pe.double()], dim=-1)
+        q = torch.cat([q, q_pe.to(q.dtype)], dim=-1)
     return q.to(q_nope.dtype) if out_scale is None else to_fp8(q, out_scale)
 
 
-def v_up(o_latent: Tensor, w_uv: Tensor, w_uv_scale: Tensor, out_scale: Tensor | None = None) -> Tensor:
+def v_up(
+    o_latent: Tensor,
+    w_uv: Tensor,
+    w_uv_scale: Tensor,
+    out_scale: Tensor | None = None,
+    *,
+    product: Product = exact_product,
+) -> Tensor:
     """[S,H,R] x [H,V,R]ᵀ -> [S,H,V]; e4m3 with out_scale, else o_latent's dtype."""
-    return absorb_q(o_latent, w_uv, w_uv_scale, out_scale=out_scale)
+    return absorb_q(o_latent, w_uv, w_uv_scale, out_scale=out_scale, product=product)
 
 
-def v_up_quantized(o_latent: Tensor, w_uv: Tensor, w_uv_scale: Tensor) -> tuple[Tensor, Tensor]:
+def v_up_quantized(
+    o_latent: Tensor, w_uv: Tensor, w_uv_scale: Tensor, *, product: Product = exact_product
+) -> tuple[Tensor, Tensor]:
     """[S,H,R] x [H,128,R]ᵀ -> e4m3 [S,H*128] and fp32 [S,H] with strides (1, ceil4(S))."""
     s, h, _ = o_latent.shape
-    v = absorb_q(o_latent.float(), w_uv, w_uv_scale)
+    v = absorb_q(o_latent.float(), w_uv, w_uv_scale, product=product)
     val, scale = quantize(v)
     v_scale = o_latent.new_empty(h, -(-s // 4) * 4, dtype=torch.float32).mT[:s]
     return val.flatten(1), v_scale.copy_(scale.squeeze(-1))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mla_fp8 import reference
-from mla_fp8.cli.compare import SUM_ERROR
+from mla_fp8.cli.compare import PRODUCT, SUM_ERROR
 
 E4M3 = torch.float8_e4m3fn
 POISON = 0xFF  # repeated, it is a NaN in e4m3, fp16, bf16 and fp32
@@ -89,13 +89,16 @@ def calc_diff(x: Tensor, y: Tensor) -> float:
     return float(1 - 2 * (x * y).sum() / (x * x + y * y).sum())
 
 
-def exact_product(a_val: Tensor, a_scale: Tensor, w: Tensor, w_scale: Tensor) -> tuple[Tensor, Tensor]:
-    """[S,H,K] x [H,N,K]ᵀ in fp64, and how far an fp32 sum of it may be off."""
+def reference_product(a_val: Tensor, a_scale: Tensor, w: Tensor, w_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """[S,H,K] x [H,N,K]ᵀ in fp64, and how far the kernels' fp32 sum may be off: on CUDA by nothing."""
+    product = PRODUCT[a_val.device.type](a_val, a_scale, w, w_scale).double()
+    if a_val.is_cuda:
+        return product, torch.zeros_like(product)
     a = a_val.double() * a_scale.double().repeat_interleave(128, -1)
     w = reference.dequantize_blocks(w, w_scale)
     a_norm, w_norm = (x.unflatten(-1, (-1, 128)).norm(dim=-1) for x in (a, w))  # |a| |b| bounds a group's magnitude
     magnitude = torch.einsum("shk,hnk->shn", a_norm, w_norm)
-    return torch.einsum("shk,hnk->shn", a, w), magnitude * SUM_ERROR[a.device.type]
+    return product, magnitude * SUM_ERROR
 
 
 def strided(shape, strides, offset, dtype, device="cpu") -> tuple[Tensor, Tensor]:

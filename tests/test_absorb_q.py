@@ -12,10 +12,10 @@ from helpers import (
     assert_rounded,
     assert_same_bits,
     calc_diff,
-    exact_product,
     rand,
     randn,
     random_weight,
+    reference_product,
 )
 
 from mla_fp8 import reference
@@ -24,7 +24,7 @@ absorb_q = OPS.absorb_q
 
 
 def exact_q(q_nope, weight, q_pe=None):
-    exact, error = exact_product(*reference.quantize(q_nope), *weight)
+    exact, error = reference_product(*reference.quantize(q_nope), *weight)
     if q_pe is not None:
         exact = torch.cat([exact, q_pe.double()], -1)
         error = torch.nn.functional.pad(error, (0, q_pe.shape[-1]))

@@ -13,11 +13,11 @@ from helpers import (
     assert_rounded,
     assert_same_bits,
     assert_untouched_outside,
-    exact_product,
     laid_out,
     rand,
     randn,
     random_weight,
+    reference_product,
     strided,
 )
 
@@ -34,7 +34,7 @@ def random_rows(rng, batch, m, k, device):
 def assert_matches_reference(a, a_scale, b, b_scale, m=None, got=None):
     got = bmm(a, a_scale, b, b_scale, m=m) if got is None else got
     rows = slice(m)
-    exact, error = exact_product(a[:, rows].transpose(0, 1), a_scale[:, rows].transpose(0, 1), b, b_scale)
+    exact, error = reference_product(a[:, rows].transpose(0, 1), a_scale[:, rows].transpose(0, 1), b, b_scale)
     assert_rounded(got.transpose(0, 1), exact, error, lambda x: x.to(torch.bfloat16))
     assert_frobenius(got.transpose(0, 1), exact, ROUNDING_FROBENIUS)
 

@@ -11,7 +11,7 @@ from helpers import (
     assert_frobenius,
     assert_same_bits,
     assert_untouched_outside,
-    exact_product,
+    randn,
     random_weight,
     strided,
 )
@@ -108,9 +108,41 @@ def test_v_up_cuda_equals_bmm(rng):
 def test_bmm_cuda_matches_exact_product(rng, k, m):
     b, b_scale = random_weight(rng, 4, 384, k, "cuda")
     val, scale = reference.quantize(random_q(4, m, torch.float32, k))
-    exact, _ = exact_product(val.transpose(0, 1), scale.transpose(0, 1), b, b_scale)
+    exact = reference.exact_product(val.transpose(0, 1), scale.transpose(0, 1), b, b_scale)
     got = OPS.bmm(val, scale.as_strided(scale.shape, scale.stride()), b, b_scale)
     assert_frobenius(got.transpose(0, 1), exact, ROUNDING_FROBENIUS)
+    assert_same_bits(got, reference.bmm(val, scale, b, b_scale, product=reference.tensor_core_product))
+
+
+def codes_of_kind(kind, rng, rows, k):
+    """[rows, K] e4m3."""
+    x = randn(rng, rows, k)
+    if kind == "any":
+        code = torch.randint(0, 0x7F, (rows, k), generator=rng, dtype=torch.uint8)
+        return (code | (x < 0).to(torch.uint8) << 7).view(E4M3)
+    if kind == "outliers":
+        x[:, ::37] *= 300
+    return {"normal": x * 80, "positive": x.abs() * 80, "outliers": x, "tiny": x * 2.0**-8,
+            "with_zeros": x * 80 * (x.abs() > 1)}[kind].clamp(-448, 448).to(E4M3)  # fmt: skip
+
+
+CODES = ("normal", "positive", "outliers", "any", "tiny", "with_zeros")
+
+
+@pytest.mark.parametrize("b_kind", CODES)
+@pytest.mark.parametrize("a_kind", CODES)
+def test_bmm_cuda_cuts_the_bits_that_the_reference_cuts(rng, a_kind, b_kind):
+    """The second block undoes the first with its products in another order, so that only what was cut is left."""
+    order = torch.randperm(128, generator=rng)
+    a, b = codes_of_kind(a_kind, rng, 300, 128), codes_of_kind(b_kind, rng, 128, 128)
+    a = torch.cat([a.view(torch.uint8), a.view(torch.uint8)[:, order]], 1)[None].cuda().view(E4M3)
+    b = torch.cat([b.view(torch.uint8), b.view(torch.uint8)[:, order] ^ 0x80], 1)[None].cuda().view(E4M3)
+    a_scale, b_scale = torch.ones(1, 300, 2, device="cuda"), torch.ones(1, 1, 2, device="cuda")
+    assert not reference.bmm(a, a_scale, b, b_scale).any()
+    want = reference.bmm(a, a_scale, b, b_scale, product=reference.tensor_core_product)
+    assert want.any()
+    for m in (1, 16, 300):
+        assert_same_bits(OPS.bmm(a, a_scale, b, b_scale, m=m), want[:, :m], f"m={m}")
 
 
 def test_bmm_cuda_does_not_read_rows_from_m_on(rng):

@@ -5,7 +5,7 @@ import math
 import helpers
 import pytest
 import torch
-from cases import CASE
+from cases import CASE, OPS
 
 from mla_fp8 import reference
 
@@ -82,3 +82,70 @@ def test_reference_bmm_is_absorb_q_by_heads(rng):
     q_nope, *weight = arguments.values()
     got = reference.bmm(*reference.quantize_q_nope(q_nope), *weight, m=9).transpose(0, 1)
     helpers.assert_same_bits(got, reference.absorb_q(**arguments))
+
+
+# Factors of up to three products a step, in turn, of one block; of the one product that the next block takes away;
+# and what is left.
+CUT = {
+    "13 bits below the largest stay": ([[(256, 256), (8, 1)]], (256, 256), 8),
+    "what is below is cut": ([[(256, 256), (4, 1)]], (256, 256), 0),
+    "each addend by itself": ([[(256, 256), (4, 1), (4, 1)]], (256, 256), 0),
+    "towards zero": ([[(256, 256), (-12, 1)]], (256, 256), -8),
+    "of 1.75 * 1.75 the exponent is 0": ([[(1.75, 1.75), (2**-6, 2**-7), (2**-6, 2**-7)]], (1.75, 1.75), 2**-12),
+    "the sum is cut to 13 bits as well": ([[(448, 448), (8, 1)]], (448, 448), 0),
+    "and not before": ([[(448, 448), (8, 1), (8, 1)]], (448, 448), 16),
+    "a subnormal factor has the exponent -6": ([[(2**-9, 256), (2**-6, 2**-6)]], (0.5, 1), 0),
+    "a zero has none": ([[(0, 448), (2**-6, 2**-6)]], (0, 1), 2**-12),
+    "the sum so far is an addend": ([[(256, 256)], [(4, 1)]], (256, 256), 0),
+    "the order of steps matters": ([[(4, 1)], [(4, 1)], [(256, 256)]], (256, 256), 8),
+}
+
+
+def one_product(steps):
+    """Codes [1,1,128] of both factors, as rows and weights; the weights' other rows are zero."""
+    a, b = torch.zeros(1, 1, 128), torch.zeros(1, 128, 128)
+    for i, step in enumerate(steps):
+        for j, (x, y) in enumerate(step):
+            a[0, 0, 32 * i + 7 * j], b[0, 0, 32 * i + 7 * j] = x, y
+    return a.to(helpers.E4M3), b.to(helpers.E4M3)
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_reference_and_tensor_cores_cut(device, name):
+    """The next block is added in fp32, so that bf16 shows the last bits of the first."""
+    steps, (x, y), want = CUT[name]
+    blocks = zip(one_product(steps), one_product([[(-x, y)]]), strict=True)
+    a, b = (torch.cat(codes, -1).to(device) for codes in blocks)
+    arguments = (a, torch.ones(1, 1, 2, device=device), b, torch.ones(1, 1, 2, device=device))
+    got = reference.bmm(*arguments, product=reference.tensor_core_product)
+    assert got[0, 0, 0].item() == want
+    assert not got[..., 1:].any()
+    if device == "cuda":
+        helpers.assert_same_bits(OPS.bmm(*arguments), got)
+
+
+def test_reference_tensor_core_product_adds_blocks_in_fp32():
+    (a, b), (c, d) = one_product([[(256, 256)]]), one_product([[(3, 1)]])
+    scale = torch.tensor([[[1.0, 2.0**-7]]])
+    got = reference.tensor_core_product(torch.cat([a, c], -1), scale, torch.cat([b, d], -1), torch.ones(1, 1, 2))
+    assert got[0, 0, 0].item() == 65536 + 3 * 2**-7  # 24 bits; a tensor core keeps 14
+
+
+@pytest.mark.parametrize("s", [0, 1, 65])
+def test_reference_tensor_core_product_is_near_the_exact_one(rng, monkeypatch, s):
+    w, w_scale = helpers.random_weight(rng, 3, 256, 512)
+    quantized = reference.quantize(helpers.randn(rng, s, 3, 512))
+    got = reference.tensor_core_product(*quantized, w, w_scale)
+    helpers.assert_frobenius(got, reference.exact_product(*quantized, w, w_scale), 2e-4)
+    monkeypatch.setattr(reference, "MOST_ADDENDS", 100_000)  # a few rows at a time
+    helpers.assert_same_bits(reference.tensor_core_product(*quantized, w, w_scale), got)
+
+
+def test_reference_tensor_core_product_keeps_nan_to_its_row(rng):
+    w, w_scale = helpers.random_weight(rng, 1, 128, 256)
+    val, scale = reference.quantize(helpers.randn(rng, 3, 1, 256))
+    want = reference.tensor_core_product(val, scale, w, w_scale)
+    val.view(torch.uint8)[1, 0, 200] = 0xFF
+    got = reference.tensor_core_product(val, scale, w, w_scale)
+    assert got[1].isnan().all()
+    helpers.assert_same_bits(got[::2], want[::2])

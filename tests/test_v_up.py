@@ -17,11 +17,11 @@ from helpers import (
     assert_same_bits,
     assert_untouched_outside,
     calc_diff,
-    exact_product,
     laid_out,
     rand,
     randn,
     random_weight,
+    reference_product,
     strided,
 )
 
@@ -32,7 +32,7 @@ v_up = OPS.v_up
 
 def assert_matches_reference(o_latent, weight, out_scale=None):
     got = v_up(o_latent, *weight, out_scale)
-    exact, error = exact_product(*reference.quantize(o_latent), *weight)
+    exact, error = reference_product(*reference.quantize(o_latent), *weight)
     if out_scale is None:
         assert_rounded(got, exact, error, lambda x: x.to(o_latent.dtype))
     else:

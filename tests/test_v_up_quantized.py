@@ -13,10 +13,10 @@ from helpers import (
     assert_same_bits,
     assert_untouched_outside,
     calc_diff,
-    exact_product,
     laid_out,
     randn,
     random_weight,
+    reference_product,
     strided,
 )
 
@@ -28,7 +28,7 @@ v_up_quantized = OPS.v_up_quantized
 def assert_matches_reference(o_latent, weight):
     s, h, _ = o_latent.shape
     val, scale = v_up_quantized(o_latent, *weight)
-    exact, error = exact_product(*reference.quantize(o_latent), *weight)
+    exact, error = reference_product(*reference.quantize(o_latent), *weight)
     amax, amax_error = exact.abs().amax(-1), error.amax(-1)
 
     def scale_of(amax):
