@@ -62,32 +62,33 @@ def exact_product(val: Tensor, scale: Tensor, w: Tensor, w_scale: Tensor) -> Ten
 
 def tensor_core_product(val: Tensor, scale: Tensor, w: Tensor, w_scale: Tensor) -> Tensor:
     """The same -> fp32 [S,H,N], with the bits of the CUDA kernels on Hopper; on any device, slowly."""
-    rows = max(1, MOST_ADDENDS // max(1, w.shape[0] * w.shape[1] * (WGMMA_K + 1)))
-    parts = zip(val.double().split(rows), scale.split(rows), strict=True)
-    return torch.cat([_tensor_core_rows(v.transpose(0, 1), s, w.double(), w_scale) for v, s in parts])
+    rows = max(1, MOST_ADDENDS // max(1, w.numel() // GROUP * (WGMMA_K + 1)))
+    parts = zip(val.split(rows), scale.split(rows), strict=True)
+    return torch.cat([_tensor_core_rows(val_part, scale_part, w, w_scale) for val_part, scale_part in parts])
 
 
 def _tensor_core_rows(val: Tensor, scale: Tensor, w: Tensor, w_scale: Tensor) -> Tensor:
-    """val [H,S,K] and w [H,N,K] in fp64 -> [S,H,N]."""
-    sums = torch.zeros(val.shape[1], val.shape[0], w.shape[1], device=val.device)
-    for group, (a, b) in enumerate(zip(val.split(GROUP, -1), w.split(GROUP, -1), strict=True)):
-        partial = val.new_zeros(*val.shape[:2], w.shape[1])
-        for a_step, b_step in zip(a.split(WGMMA_K, -1), b.split(WGMMA_K, -1), strict=True):
-            partial = _add_products(partial, a_step, b_step)
+    groups = [x.double().unflatten(-1, (-1, GROUP)) for x in (val.transpose(0, 1), w)]
+    steps = [x.transpose(1, 2).split(WGMMA_K, -1) for x in groups]  # [H,K/128,S or N,32]
+    partial = torch.zeros(*steps[0][0].shape[:3], w.shape[1], dtype=torch.float64, device=val.device)
+    for a, b in zip(*steps, strict=True):
+        partial = _add_products(partial, a, b)
+    sums = torch.zeros(*val.shape[:2], w.shape[1], device=val.device)
+    for group, addend in enumerate(partial.permute(1, 2, 0, 3)):
         scales = scale[:, :, None, group] * w_scale[..., group].repeat_interleave(GROUP, -1)
-        sums = (partial.transpose(0, 1) * scales.double() + sums.double()).float()  # a fused multiply-add in fp32
+        sums = (addend * scales.double() + sums.double()).float()  # a fused multiply-add in fp32
     return sums
 
 
 def _add_products(sums: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """[H,S,N] + [H,S,32] x [H,N,32]ᵀ in fp64, as one wgmma does it.
+    """[...,S,N] + [...,S,32] x [...,N,32]ᵀ in fp64, as one wgmma does it.
 
     All 33 addends are cut, towards zero, to 13 bits below the highest exponent among them, that of a product being the
     sum of its factors'. Their exact sum is cut to 13 fraction bits.
     """
-    addends = torch.cat([a.unsqueeze(2) * b.unsqueeze(1), sums.unsqueeze(-1)], -1)
+    addends = torch.cat([a.unsqueeze(-2) * b.unsqueeze(-3), sums.unsqueeze(-1)], -1)
     factors = [torch.where(x == 0, _exponent(x), _exponent(x).clamp(min=LEAST_EXPONENT)) for x in (a, b)]
-    exponents = torch.cat([factors[0].unsqueeze(2) + factors[1].unsqueeze(1), _exponent(sums).unsqueeze(-1)], -1)
+    exponents = torch.cat([factors[0].unsqueeze(-2) + factors[1].unsqueeze(-3), _exponent(sums).unsqueeze(-1)], -1)
     total = _cut(addends, exponents.amax(-1, keepdim=True)).sum(-1)
     return _cut(total, _exponent(total))
 
