@@ -76,8 +76,18 @@ def _tensor_core_rows(val: Tensor, scale: Tensor, w: Tensor, w_scale: Tensor) ->
     sums = torch.zeros(*val.shape[:2], w.shape[1], device=val.device)
     for group, addend in enumerate(partial.permute(1, 2, 0, 3)):
         scales = scale[:, :, None, group] * w_scale[..., group].repeat_interleave(GROUP, -1)
-        sums = (addend * scales.double() + sums.double()).float()  # a fused multiply-add in fp32
+        sums = _add_rounding_once(addend * scales.double(), sums.double())
     return sums
+
+
+def _add_rounding_once(x: Tensor, y: Tensor) -> Tensor:
+    """fp64 + fp64 -> fp32, as a fused multiply-add gives it: what fp64 drops still tells which way a tie goes."""
+    total = x + y
+    seen = total - x
+    dropped = (x - (total - seen)) + (y - seen)
+    even = total.view(torch.int64) & 1 == 0
+    beyond = torch.nextafter(total, dropped.sign() * torch.inf)
+    return torch.where((dropped.abs() > 0) & even, beyond, total).float()
 
 
 def _add_products(sums: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -131,6 +131,20 @@ def test_reference_tensor_core_product_adds_blocks_in_fp32():
     assert got[0, 0, 0].item() == 65536 + 3 * 2**-7  # 24 bits; a tensor core keeps 14
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_reference_and_kernels_round_a_block_added_once(device, sign):
+    """3 * (1 + 2^-23) is half way between two fp32; the block before it, too small for fp64, says which is nearer."""
+    a, b = (torch.cat(codes, -1).to(device) for codes in zip(one_product([[(sign, 1)]]), one_product([[(3, 1)]])))
+    a_scale, b_scale = torch.tensor([[[2.0**-60, 1 + 2**-23]]]), torch.ones(1, 1, 2)
+    third = one_product([[(-3, 1)]])  # takes the leading bits away, for bf16 to show the last
+    a, b = (torch.cat([codes, more.to(device)], -1) for codes, more in zip((a, b), third))
+    a_scale, b_scale = (torch.cat([scale, torch.ones(1, 1, 1)], -1).to(device) for scale in (a_scale, b_scale))
+    got = reference.bmm(a, a_scale, b, b_scale, product=reference.tensor_core_product)
+    assert got[0, 0, 0].item() == (2**-21 if sign > 0 else 2**-22)
+    if device == "cuda":
+        helpers.assert_same_bits(OPS.bmm(a, a_scale, b, b_scale), got)
+
+
 @pytest.mark.parametrize("s", [0, 1, 65])
 def test_reference_tensor_core_product_is_near_the_exact_one(rng, monkeypatch, s):
     w, w_scale = helpers.random_weight(rng, 3, 256, 512)
