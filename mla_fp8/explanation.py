@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -12,6 +13,7 @@ from mla_fp8._config import Candidate, Device, Op, Problem
 
 PLAIN_WIDTH = 80
 OUT_NAMES = {1: "e4m3", 2: "16-bit"}
+LEGEND = "(* runs; waves: rounds of CTAs on the SMs; bound: what takes the modelled µs)"
 BOUND_NAMES = {"dram_us": "DRAM", "l2_us": "L2", "sm_us": "SM", "mma_us": "MMA"}
 
 
@@ -82,7 +84,7 @@ def render(explanation: Explanation) -> RenderableType:
         Text(),
     ]
     if kept:
-        parts += [_kept_table(explanation, kept), Text()]
+        parts += [_kept_table(explanation, kept), Text(LEGEND, style="dim"), Text()]
     parts.append(Text(explanation.why(), style="green" if explanation.winner else "red"))
     if dropped:
         heading = f"Dropped: {len(dropped)} of {len(explanation.candidates)} tiles."
@@ -118,11 +120,13 @@ def _kept_table(explanation: Explanation, kept: list[Candidate]) -> Table:
 
 
 def _dropped_table(dropped: list[Candidate]) -> Table:
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_header=False)
-    table.add_column(no_wrap=True, style="yellow")
-    table.add_column()
-    for candidate in dropped:
-        table.add_row("  " + _short_name(candidate), candidate.reason)
+    """Reasons, and below each the tiles that it drops."""
+    table = Table.grid()
+    reasons = dict.fromkeys(candidate.reason for candidate in dropped)
+    for reason in reasons:
+        names = ", ".join(_short_name(candidate) for candidate in dropped if candidate.reason == reason)
+        table.add_row(Padding(f"{reason}:", (0, 0, 0, 2)))
+        table.add_row(Padding(Text(names, style="yellow"), (0, 0, 0, 4)))
     return table
 
 
@@ -139,8 +143,9 @@ def _headline(problem: Problem) -> str:
 
 
 def _limits(device: Device) -> str:
+    name = "an H100: " if _as_dict(device) == _as_dict(Device()) else ""
     shared = f"{device.smem_bytes_per_cta:,} bytes of shared memory a CTA"
-    return f"on {device.num_sms} SMs, {shared}, {device.dram_gbps:,.0f} GB/s"
+    return f"modelled on {name}{device.num_sms} SMs, {shared}, {device.dram_gbps:,.0f} GB/s"
 
 
 def _bound(candidate: Candidate) -> str:

@@ -81,10 +81,10 @@ def _tensor_core_rows(val: Tensor, scale: Tensor, w: Tensor, w_scale: Tensor) ->
 
 
 def _add_rounding_once(x: Tensor, y: Tensor) -> Tensor:
-    """fp64 + fp64 -> fp32, as a fused multiply-add gives it: what fp64 drops still tells which way a tie goes."""
+    """fp64 + fp64 -> fp32, as a fused multiply-add gives it: by a sum that is rounded to odd."""
     total = x + y
     seen = total - x
-    dropped = (x - (total - seen)) + (y - seen)
+    dropped = (x - (total - seen)) + (y - seen)  # exact: Knuth's two-sum
     even = total.view(torch.int64) & 1 == 0
     beyond = torch.nextafter(total, dropped.sign() * torch.inf)
     return torch.where((dropped.abs() > 0) & even, beyond, total).float()
@@ -93,24 +93,25 @@ def _add_rounding_once(x: Tensor, y: Tensor) -> Tensor:
 def _add_products(sums: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """[...,S,N] + [...,S,32] x [...,N,32]ᵀ in fp64, as one wgmma does it.
 
-    All 33 addends are cut, towards zero, to 13 bits below the highest exponent among them, that of a product being the
-    sum of its factors'. Their exact sum is cut to 13 fraction bits.
+    All 33 addends are cut, towards zero, to 13 fraction bits of the largest exponent among them, that of a product
+    being the sum of its factors', a subnormal's -6. Their exact sum is cut to 13 fraction bits of its own.
     """
     addends = torch.cat([a.unsqueeze(-2) * b.unsqueeze(-3), sums.unsqueeze(-1)], -1)
-    factors = [torch.where(x == 0, _exponent(x), _exponent(x).clamp(min=LEAST_EXPONENT)) for x in (a, b)]
-    exponents = torch.cat([factors[0].unsqueeze(-2) + factors[1].unsqueeze(-3), _exponent(sums).unsqueeze(-1)], -1)
+    of_a, of_b = (torch.where(x == 0, _exponent(x), _exponent(x).clamp(min=LEAST_EXPONENT)) for x in (a, b))
+    of_products = of_a.unsqueeze(-2) + of_b.unsqueeze(-3)
+    exponents = torch.cat([of_products, _exponent(sums).unsqueeze(-1)], -1)
     total = _cut(addends, exponents.amax(-1, keepdim=True)).sum(-1)
     return _cut(total, _exponent(total))
 
 
 def _exponent(x: Tensor) -> Tensor:
-    """floor(log2 |x|) of fp64; of zero less than of any other."""
+    """floor(log2 |x|) of normal fp64; of zero -1023, less than of any sum here."""
     return (x.view(torch.int64) >> 52 & 0x7FF) - 0x3FF
 
 
 def _cut(x: Tensor, exponent: Tensor) -> Tensor:
     """To multiples of 2^(exponent - 13), towards zero."""
-    biased = (exponent - FRACTION_BITS + 0x3FF).clamp(min=1)
+    biased = (exponent - FRACTION_BITS + 0x3FF).clamp(min=1)  # where all addends are zero, any quantum will do
     quantum = (biased << 52).view(torch.float64)
     return (x / quantum).trunc() * quantum
 

@@ -57,7 +57,7 @@ def test_help_fits_80_columns(capsys, monkeypatch, command):
         ("explain --op bmm --s 99999999999999999999", "--s: must be an integer in ["),
         (
             "explain --op bmm --s 1 --device num_sms",
-            "--device: must be NAME=VALUE, as in num_sms=114, NAME of num_sms,",
+            "--device: must be NAME=VALUE of the modelled GPU, as in num_sms=114 (--help lists NAMEs), got 'num_sms'",
         ),
         ("explain --op softmax --s 1", "--op: invalid choice: 'softmax' (choose from "),
     ],
@@ -107,7 +107,7 @@ def test_no_color_is_heeded_on_a_terminal():
     with subprocess.Popen([sys.executable, "-m", "mla_fp8", *EXPLAIN], stdout=inside, env=environment) as process:
         os.close(inside)
         printed = b""
-        while b"n128_e4m3 " not in printed:
+        while b"kloop_e4m3_unaligned" not in printed:
             printed += os.read(terminal, 65536)
         process.kill()
     os.close(terminal)

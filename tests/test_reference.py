@@ -134,11 +134,9 @@ def test_reference_tensor_core_product_adds_blocks_in_fp32():
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_reference_and_kernels_round_a_block_added_once(device, sign):
     """3 * (1 + 2^-23) is half way between two fp32; the block before it, too small for fp64, says which is nearer."""
-    a, b = (torch.cat(codes, -1).to(device) for codes in zip(one_product([[(sign, 1)]]), one_product([[(3, 1)]])))
-    a_scale, b_scale = torch.tensor([[[2.0**-60, 1 + 2**-23]]]), torch.ones(1, 1, 2)
-    third = one_product([[(-3, 1)]])  # takes the leading bits away, for bf16 to show the last
-    a, b = (torch.cat([codes, more.to(device)], -1) for codes, more in zip((a, b), third))
-    a_scale, b_scale = (torch.cat([scale, torch.ones(1, 1, 1)], -1).to(device) for scale in (a_scale, b_scale))
+    blocks = [one_product([[(factor, 1)]]) for factor in (sign, 3, -3)]  # the last leaves the last bits, for bf16
+    a, b = (torch.cat(codes, -1).to(device) for codes in zip(*blocks, strict=True))
+    a_scale, b_scale = torch.tensor([[[2.0**-60, 1 + 2**-23, 1]]], device=device), torch.ones(1, 1, 3, device=device)
     got = reference.bmm(a, a_scale, b, b_scale, product=reference.tensor_core_product)
     assert got[0, 0, 0].item() == (2**-21 if sign > 0 else 2**-22)
     if device == "cuda":

@@ -53,8 +53,8 @@ def add(commands: Commands) -> argparse.ArgumentParser:
 def _setting(text: str) -> tuple[str, float]:
     name, equals, value = text.partition("=")
     if not equals or name not in Device._fields:
-        names = ", ".join(Device._fields)
-        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, as in num_sms=114, NAME of {names}; got {text!r}")
+        rule = "must be NAME=VALUE of the modelled GPU, as in num_sms=114 (--help lists NAMEs)"
+        raise argparse.ArgumentTypeError(f"{rule}, got {text!r}")
     try:
         return name, type(getattr(Device(), name))(value)
     except ValueError:
