@@ -175,7 +175,7 @@ def environment(threads: int) -> dict[str, object]:
 
 def table_of(rows: Sequence[Row], threads: int) -> Table:
     first = rows[0]
-    title = f"{first.op}, S = {first.s}, H = {first.heads}, {threads} threads; error from the FP8 reference"
+    title = f"{first.op}, S = {first.s}, H = {first.heads}, {threads} threads; error from reference"
     target = TARGETS.get(first.s) if (first.heads, threads) == TARGET_SETTING else None
     table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=0, collapse_padding=True)
     columns = ["contender", "ms", "p20", "p80", "min", "GB/s", "error", f"x {PEER}", *(["target"] if target else [])]
