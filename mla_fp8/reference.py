@@ -1,7 +1,7 @@
 """Each op in plain PyTorch: the specification that the kernels are tested against.
 
 Quantization is bit-exact: CPU, CUDA and these lines agree in every bit (any NaN equals any NaN).
-Products are exact up to float64 and rounded once, so kernels agree within the rounding of an fp32 accumulator; with
+Products are exact up to float64, then rounded, so kernels agree within the rounding of an fp32 accumulator; with
 `product=tensor_core_product` they are summed as the CUDA kernels sum on Hopper, and agree in every bit.
 """
 
@@ -31,7 +31,7 @@ AMAX_FLOOR = 1e-4  # DeepGEMM's per_token_cast_to_fp8
 WGMMA_K = 32  # products that Hopper's tensor cores add at a time
 FRACTION_BITS = 13  # of what they add, and of the sum
 LEAST_EXPONENT = -6  # of an e4m3, its subnormal numbers included
-MOST_ADDENDS = 2**23  # at a time, in fp64
+MOST_ADDENDS = 2**23  # at a time, in fp64, unless a token has more
 
 Product: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 

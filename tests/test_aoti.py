@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 
 import helpers
@@ -43,6 +44,11 @@ def driver_for_the_linker(tmp_path_factory):
         yield
 
 
+def assert_shares_libstdcxx(binary):
+    """A crash of torch's own code is the alternative: docs/troubleshooting.md, Segmentation fault."""
+    assert b"libstdc++.so" in binary, "the C++ compiler (CXX, else g++) must link libstdc++.so, it linked libstdc++.a"
+
+
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory):
     """run_package, built as its CMakeLists.txt says."""
@@ -54,8 +60,7 @@ def runner(tmp_path_factory):
     for command in (["-S", ROOT / "examples/aoti_runner", "-B", build, torch_dir, *ninja], ["--build", build]):
         done = processes.run([cmake, *command], env=os.environ | {"PATH": BIN})
         assert done.returncode == 0, done.stdout + done.stderr
-    whole = b"libstdc++.so" in (build / "run_package").read_bytes()
-    assert whole, "CXX must link libstdc++.so, not its .a: packages would crash as they load (docs/troubleshooting.md)"
+    assert_shares_libstdcxx((build / "run_package").read_bytes())
     return build / "run_package"
 
 
@@ -104,7 +109,11 @@ def packaged(tmp_path_factory, pytestconfig):
         shapes = ({0: tokens}, {0: tokens})
         exported = torch.export.export(program, inputs(generator, 7, device), dynamic_shapes=shapes)
         path = str(directory / f"{device}.pt2")
-        return program, torch._inductor.aoti_compile_and_package(exported, package_path=path)
+        torch._inductor.aoti_compile_and_package(exported, package_path=path)
+        with zipfile.ZipFile(path) as package:
+            (library,) = (name for name in package.namelist() if name.endswith(".so"))
+            assert_shares_libstdcxx(package.read(library))
+        return program, path
 
     return make
 

@@ -43,6 +43,17 @@ def test_check_passes_on_the_gpu(capsys):
     assert code == 0
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: f"{variant.op} {variant.name}".strip())
+def test_check_allows_a_gpu_no_difference(variant):
+    """The last bit of one element, turned over."""
+    arguments = variant.make(Maker(ONE, 0, "cuda"))
+    first, *others = (result.clone() for result in variant.call(arguments))
+    assert not variant.compare(arguments, (first, *others), True)
+    first.view(torch.uint8).view(-1)[300] ^= 1
+    assert "elements" in variant.compare(arguments, (first, *others), True)
+
+
 def test_check_prints_one_line_an_op(capsys, one_setting):
     assert main(["check", "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -163,6 +174,13 @@ def test_check_takes_every_tile_that_fits(variant):
 
 NORMAL = torch.randn(200, 100, generator=torch.Generator().manual_seed(0))
 SMALL = torch.tensor(1e-6)
+
+
+def test_same_bits_tells_zeros_of_either_sign_apart():
+    zeros, nan = torch.tensor([0.0, -0.0, 0.0]), torch.tensor([float("nan"), -0.0])
+    assert compare.same_bits(zeros, -zeros) == "3 of 3 elements are zeros of the other sign"
+    assert not compare.same_bits(zeros, zeros)
+    assert not compare.same_bits(nan, torch.tensor([-float("nan"), -0.0]))
 
 
 def test_within_allows_neighbours_and_no_more():

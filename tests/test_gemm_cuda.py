@@ -111,7 +111,15 @@ def test_bmm_cuda_matches_exact_product(rng, k, m):
     exact = reference.exact_product(val.transpose(0, 1), scale.transpose(0, 1), b, b_scale)
     got = OPS.bmm(val, scale.as_strided(scale.shape, scale.stride()), b, b_scale)
     assert_frobenius(got.transpose(0, 1), exact, ROUNDING_FROBENIUS)
-    assert_same_bits(got, reference.bmm(val, scale, b, b_scale, product=reference.tensor_core_product))
+
+
+@pytest.mark.parametrize("k", [128, 512, 640, 7168])
+@pytest.mark.parametrize("m", [1, 65, 300])
+def test_bmm_cuda_has_the_bits_of_the_reference(rng, k, m):
+    b, b_scale = random_weight(rng, 4, 384, k, "cuda")
+    val, scale = reference.quantize(random_q(4, m, torch.float32, k))
+    want = reference.bmm(val, scale, b, b_scale, product=reference.tensor_core_product)
+    assert_same_bits(OPS.bmm(val, scale, b, b_scale), want)
 
 
 def codes_of_kind(kind, rng, rows, k):

@@ -1,4 +1,4 @@
-"""Any call of any op, as hypothesis draws it, against the fp64 reference: as many as `--fuzz-cases` says.
+"""Any call of any op, as hypothesis draws it, against the reference: as many as `--fuzz-cases` says.
 
 Op, extents, strides, dtypes, kinds of values, options, views to write into, and on a GPU the stream or graph are drawn.
 What a failure taught is a test with a name at the end.

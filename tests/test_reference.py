@@ -4,8 +4,11 @@ import math
 
 import helpers
 import pytest
+import strategies
 import torch
 from cases import CASE, OPS
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mla_fp8 import reference
 
@@ -84,37 +87,41 @@ def test_reference_bmm_is_absorb_q_by_heads(rng):
     helpers.assert_same_bits(got, reference.absorb_q(**arguments))
 
 
-# Factors of up to three products a step, in turn, of one block; of the one product that the next block takes away;
-# and what is left.
+# Factors of products by their place in a block; those of the one product that the next block takes away; what is left.
 CUT = {
-    "13 bits below the largest stay": ([[(256, 256), (8, 1)]], (256, 256), 8),
-    "what is below is cut": ([[(256, 256), (4, 1)]], (256, 256), 0),
-    "each addend by itself": ([[(256, 256), (4, 1), (4, 1)]], (256, 256), 0),
-    "towards zero": ([[(256, 256), (-12, 1)]], (256, 256), -8),
-    "of 1.75 * 1.75 the exponent is 0": ([[(1.75, 1.75), (2**-6, 2**-7), (2**-6, 2**-7)]], (1.75, 1.75), 2**-12),
-    "the sum is cut to 13 bits as well": ([[(448, 448), (8, 1)]], (448, 448), 0),
-    "and not before": ([[(448, 448), (8, 1), (8, 1)]], (448, 448), 16),
-    "a subnormal factor has the exponent -6": ([[(2**-9, 256), (2**-6, 2**-6)]], (0.5, 1), 0),
-    "a zero has none": ([[(0, 448), (2**-6, 2**-6)]], (0, 1), 2**-12),
-    "the sum so far is an addend": ([[(256, 256)], [(4, 1)]], (256, 256), 0),
-    "the order of steps matters": ([[(4, 1)], [(4, 1)], [(256, 256)]], (256, 256), 8),
+    "13 bits below the largest stay": ({0: (256, 256), 7: (8, 1)}, (256, 256), 8),
+    "what is below is cut": ({0: (256, 256), 7: (4, 1)}, (256, 256), 0),
+    "each addend by itself": ({0: (256, 256), 7: (4, 1), 14: (4, 1)}, (256, 256), 0),
+    "towards zero": ({0: (256, 256), 7: (-12, 1)}, (256, 256), -8),
+    "of 1.75 * 1.75 the exponent is 0": (
+        {0: (1.75, 1.75), 7: (2**-6, 2**-7), 14: (2**-6, 2**-7)},
+        (1.75, 1.75),
+        2**-12,
+    ),
+    "a subnormal factor has the exponent -6": ({0: (2**-9, 256), 7: (2**-6, 2**-6)}, (0.5, 1), 0),
+    "a zero has none": ({0: (0, 448), 7: (2**-6, 2**-6)}, (0, 1), 2**-12),
+    "the sum has 13 bits below its own exponent": ({96: (448, 448), 103: (8, 1)}, (448, 448), 0),
+    "and is cut but once": ({96: (448, 448), 103: (8, 1), 110: (8, 1)}, (448, 448), 16),
+    "later products are cut by the sum so far": ({0: (256, 256), 32: (4, 1)}, (256, 256), 0),
+    "and it by them": ({0: (-12, 1), 32: (256, 256)}, (256, 256), -8),
+    "32 products are a step": ({0: (4, 1), 7: (4, 1), 30: (256, 256)}, (256, 256), 0),
+    "and no more": ({0: (4, 1), 7: (4, 1), 32: (256, 256)}, (256, 256), 8),
 }
 
 
-def one_product(steps):
+def one_product(factors):
     """Codes [1,1,128] of both factors, as rows and weights; the weights' other rows are zero."""
     a, b = torch.zeros(1, 1, 128), torch.zeros(1, 128, 128)
-    for i, step in enumerate(steps):
-        for j, (x, y) in enumerate(step):
-            a[0, 0, 32 * i + 7 * j], b[0, 0, 32 * i + 7 * j] = x, y
+    for place, (x, y) in factors.items():
+        a[0, 0, place], b[0, 0, place] = x, y
     return a.to(helpers.E4M3), b.to(helpers.E4M3)
 
 
 @pytest.mark.parametrize("name", CUT)
 def test_reference_and_tensor_cores_cut(device, name):
     """The next block is added in fp32, so that bf16 shows the last bits of the first."""
-    steps, (x, y), want = CUT[name]
-    blocks = zip(one_product(steps), one_product([[(-x, y)]]), strict=True)
+    factors, (x, y), want = CUT[name]
+    blocks = zip(one_product(factors), one_product({0: (-x, y)}), strict=True)
     a, b = (torch.cat(codes, -1).to(device) for codes in blocks)
     arguments = (a, torch.ones(1, 1, 2, device=device), b, torch.ones(1, 1, 2, device=device))
     got = reference.bmm(*arguments, product=reference.tensor_core_product)
@@ -125,7 +132,7 @@ def test_reference_and_tensor_cores_cut(device, name):
 
 
 def test_reference_tensor_core_product_adds_blocks_in_fp32():
-    (a, b), (c, d) = one_product([[(256, 256)]]), one_product([[(3, 1)]])
+    (a, b), (c, d) = one_product({0: (256, 256)}), one_product({0: (3, 1)})
     scale = torch.tensor([[[1.0, 2.0**-7]]])
     got = reference.tensor_core_product(torch.cat([a, c], -1), scale, torch.cat([b, d], -1), torch.ones(1, 1, 2))
     assert got[0, 0, 0].item() == 65536 + 3 * 2**-7  # 24 bits; a tensor core keeps 14
@@ -134,13 +141,23 @@ def test_reference_tensor_core_product_adds_blocks_in_fp32():
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_reference_and_kernels_round_a_block_added_once(device, sign):
     """3 * (1 + 2^-23) is half way between two fp32; the block before it, too small for fp64, says which is nearer."""
-    blocks = [one_product([[(factor, 1)]]) for factor in (sign, 3, -3)]  # the last leaves the last bits, for bf16
+    blocks = [one_product({0: (factor, 1)}) for factor in (sign, 3, -3)]  # the last leaves the last bits, for bf16
     a, b = (torch.cat(codes, -1).to(device) for codes in zip(*blocks, strict=True))
     a_scale, b_scale = torch.tensor([[[2.0**-60, 1 + 2**-23, 1]]], device=device), torch.ones(1, 1, 3, device=device)
     got = reference.bmm(a, a_scale, b, b_scale, product=reference.tensor_core_product)
     assert got[0, 0, 0].item() == (2**-21 if sign > 0 else 2**-22)
-    if device == "cuda":
-        helpers.assert_same_bits(OPS.bmm(a, a_scale, b, b_scale), got)
+    helpers.assert_same_bits(OPS.bmm(a, a_scale, b, b_scale), got)
+
+
+def test_reference_and_kernels_round_the_product_of_scales(device):
+    """(1 + 2^-12)^2 is 1 + 2^-11 + 2^-24, of which fp32 keeps 1 + 2^-11, and the second block takes that away."""
+    blocks = [one_product({0: (factor, 1)}) for factor in (3, -3)]
+    a, b = (torch.cat(codes, -1).to(device) for codes in zip(*blocks, strict=True))
+    a_scale = torch.tensor([[[1 + 2**-12, 1.0]]], device=device)
+    b_scale = torch.tensor([[[1 + 2**-12, 1 + 2**-11]]], device=device)
+    got = reference.bmm(a, a_scale, b, b_scale, product=reference.tensor_core_product)
+    assert not got.any()
+    helpers.assert_same_bits(OPS.bmm(a, a_scale, b, b_scale), got)
 
 
 @pytest.mark.parametrize("s", [0, 1, 65])
@@ -151,6 +168,24 @@ def test_reference_tensor_core_product_is_near_the_exact_one(rng, monkeypatch, s
     helpers.assert_frobenius(got, reference.exact_product(*quantized, w, w_scale), 2e-4)
     monkeypatch.setattr(reference, "MOST_ADDENDS", 100_000)  # a few rows at a time
     helpers.assert_same_bits(reference.tensor_core_product(*quantized, w, w_scale), got)
+
+
+@settings(max_examples=25)
+@given(data=st.data(), x=strategies.activations())
+def test_reference_tensor_core_product_is_near_the_exact_one_for_any_input(data, x):
+    """A step cuts 33 addends and their sum, each by less than 2^-13 of the largest, or of 2^-6 times a factor."""
+    val, scale = reference.quantize(x[:9])
+    w, w_scale = data.draw(strategies.weights(x.shape[1], x.shape[2], n=128))
+    a, b = (codes.double().abs().nan_to_num(0).unflatten(-1, (-1, 128)) for codes in (val, w))
+    terms = torch.einsum("shgk,hngk->shng", a, b)
+    largest = torch.einsum("shg,hng->shng", *(factors.amax(-1).clamp(min=2**-6) for factors in (a, b)))
+    scales = (scale.double()[:, :, None] * w_scale.double().repeat_interleave(128, 1)).abs().nan_to_num(0, math.inf)
+    cut = 4 * 34 * 2**-13 * torch.maximum(terms, largest)
+    error = ((cut + terms * 2**-20) * scales + (terms + 1) * 2**-149).sum(-1)  # and fp32's roundings, also below 2^-126
+    may_overflow = (torch.maximum(terms, torch.ones_like(terms)) * scales).sum(-1) > torch.finfo(torch.float32).max
+    got = reference.tensor_core_product(val, scale, w, w_scale)
+    want = reference.exact_product(val, scale, w, w_scale)
+    helpers.assert_rounded(got, want, torch.where(may_overflow, math.inf, error), lambda x: x.float())
 
 
 def test_reference_tensor_core_product_keeps_nan_to_its_row(rng):

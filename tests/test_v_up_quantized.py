@@ -28,8 +28,8 @@ v_up_quantized = OPS.v_up_quantized
 def assert_matches_reference(o_latent, weight):
     s, h, _ = o_latent.shape
     val, scale = v_up_quantized(o_latent, *weight)
-    exact, error = reference_product(*reference.quantize(o_latent), *weight)
-    amax, amax_error = exact.abs().amax(-1), error.amax(-1)
+    sums, error = reference_product(*reference.quantize(o_latent), *weight)
+    amax, amax_error = sums.abs().amax(-1), error.amax(-1)
 
     def scale_of(amax):
         amax = torch.maximum(amax.float(), torch.tensor(reference.AMAX_FLOOR, device=amax.device))
@@ -37,7 +37,7 @@ def assert_matches_reference(o_latent, weight):
 
     assert_rounded(scale, amax, amax_error, scale_of, "v_scale")
     rounding = lambda x: reference.to_fp8(x, scale.unsqueeze(-1))  # noqa: E731  by the scale that was returned
-    assert_rounded(val.view(s, h, 128), exact, error, rounding, "v_val")
+    assert_rounded(val.view(s, h, 128), sums, error, rounding, "v_val")
 
 
 @each_shape

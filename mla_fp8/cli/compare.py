@@ -6,7 +6,7 @@ from torch import Tensor
 from mla_fp8 import reference
 from mla_fp8.reference import GROUP
 
-# What the kernels of a device add up: on CUDA the reference has every bit of it, on a CPU it is exact.
+# The reference's sums for the kernels of a device: on CUDA what they add up, on a CPU what that is near to.
 PRODUCT = {"cpu": reference.exact_product, "cuda": reference.tensor_core_product}
 # A CPU's fp32 sum, relative to the sum of the terms' magnitudes. Products of two e4m3 are exact in fp32. A group of 128
 # rounds at most 127 times, then the scale product and the scaling once each, then one addition a group: for K = 7168
@@ -37,7 +37,10 @@ def sum_error(x_val: Tensor, x_scale: Tensor, w: Tensor, w_scale: Tensor) -> Ten
 
 def same_bits(got: Tensor, want: Tensor) -> str:
     """Empty where all bits are equal, any NaN being equal to any NaN; else what differs."""
-    return within(got, want, torch.zeros((), device=want.device), typical=False)
+    if wrong := within(got, want, torch.zeros((), device=want.device), typical=False):
+        return wrong
+    other_zeros = int((got.float().signbit() & (got == 0) != want.float().signbit() & (want == 0)).sum())
+    return f"{other_zeros:,} of {want.numel():,} elements are zeros of the other sign" if other_zeros else ""
 
 
 def within(got: Tensor, want: Tensor, error: Tensor, *, typical: bool = True, step: Tensor | None = None) -> str:
