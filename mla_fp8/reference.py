@@ -133,7 +133,8 @@ def bmm(
 ) -> Tensor:
     """[B,M,K] x [B,N,K]ᵀ -> bf16 [B,m,N]; a_scale [B,M,K/128], b_scale [B,N/128,K/128]."""
     m = a.shape[1] if m is None else m
-    return product(a[:, :m].transpose(0, 1), a_scale[:, :m].transpose(0, 1), b, b_scale).transpose(0, 1).bfloat16()
+    c = product(a[:, :m].transpose(0, 1), a_scale[:, :m].transpose(0, 1), b, b_scale).transpose(0, 1)
+    return c.to(torch.bfloat16, memory_format=torch.contiguous_format)
 
 
 def absorb_q(
