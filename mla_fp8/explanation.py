@@ -88,7 +88,7 @@ def render(explanation: Explanation) -> RenderableType:
     parts.append(Text(explanation.why(), style="green" if explanation.winner else "red"))
     if dropped:
         heading = f"Dropped: {len(dropped)} of {len(explanation.candidates)} tiles."
-        parts += [Text(), Text(heading, style="bold"), _dropped_table(dropped)]
+        parts += [Text(), Text(heading, style="bold"), *_dropped(dropped)]
     return Group(*parts)
 
 
@@ -119,15 +119,14 @@ def _kept_table(explanation: Explanation, kept: list[Candidate]) -> Table:
     return table
 
 
-def _dropped_table(dropped: list[Candidate]) -> Table:
+def _dropped(candidates: list[Candidate]) -> list[RenderableType]:
     """Reasons, and below each the tiles that it drops."""
-    table = Table.grid()
-    reasons = dict.fromkeys(candidate.reason for candidate in dropped)
-    for reason in reasons:
-        names = ", ".join(_short_name(candidate) for candidate in dropped if candidate.reason == reason)
-        table.add_row(Padding(f"{reason}:", (0, 0, 0, 2)))
-        table.add_row(Padding(Text(names, style="yellow"), (0, 0, 0, 4)))
-    return table
+    parts: list[RenderableType] = []
+    for reason in dict.fromkeys(candidate.reason for candidate in candidates):
+        names = ", ".join(_short_name(candidate) for candidate in candidates if candidate.reason == reason)
+        for text, indent in ((Text(f"{reason}:"), 2), (Text(names, style="yellow"), 4)):
+            parts.append(Padding(text, (0, 0, 0, indent), expand=False))
+    return parts
 
 
 def _short_name(candidate: Candidate) -> str:
