@@ -39,7 +39,8 @@ def same_bits(got: Tensor, want: Tensor) -> str:
     """Empty where all bits are equal, any NaN being equal to any NaN; else what differs."""
     if wrong := within(got, want, torch.zeros((), device=want.device), typical=False):
         return wrong
-    other_zeros = int((got.float().signbit() & (got == 0) != want.float().signbit() & (want == 0)).sum())
+    x, y = got.float(), want.float()
+    other_zeros = int(((x == 0) & (x.signbit() != y.signbit())).sum())
     return f"{other_zeros:,} of {want.numel():,} elements are zeros of the other sign" if other_zeros else ""
 
 
