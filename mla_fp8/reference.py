@@ -62,7 +62,7 @@ def exact_product(val: Tensor, scale: Tensor, w: Tensor, w_scale: Tensor) -> Ten
 
 def tensor_core_product(val: Tensor, scale: Tensor, w: Tensor, w_scale: Tensor) -> Tensor:
     """The same -> fp32 [S,H,N], with the bits of the CUDA kernels on Hopper; on any device, slowly."""
-    rows = max(1, MOST_ADDENDS // max(1, w.numel() // GROUP * (WGMMA_K + 1)))
+    rows = max(1, MOST_ADDENDS // (w.numel() // GROUP * (WGMMA_K + 1)))
     parts = zip(val.split(rows), scale.split(rows), strict=True)
     return torch.cat([_tensor_core_rows(val_part, scale_part, w, w_scale) for val_part, scale_part in parts])
 

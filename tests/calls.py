@@ -56,7 +56,7 @@ def product(val, scale, w, w_scale):
     scales = torch.einsum("shp,hnp->shnp", scale.double().abs(), w_scale.double().abs()).nan_to_num(0, 0)
     terms = val.double().nan_to_num(0).abs().sum(-1).unsqueeze(-1) * torch.finfo(w.dtype).max + val.shape[-1]
     error = error + terms * FP32_SUBNORMAL
-    overflow = (error > FP32_MAX * SUM_ERROR) | (scales.amax(-1) > FP32_MAX).repeat_interleave(128, -1)
+    overflow = (error > FP32_MAX * SUM_ERROR["cpu"]) | (scales.amax(-1) > FP32_MAX).repeat_interleave(128, -1)
     return sums, torch.where(overflow, INF, error)
 
 

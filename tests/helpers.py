@@ -91,14 +91,13 @@ def calc_diff(x: Tensor, y: Tensor) -> float:
 
 def reference_product(a_val: Tensor, a_scale: Tensor, w: Tensor, w_scale: Tensor) -> tuple[Tensor, Tensor]:
     """[S,H,K] x [H,N,K]ᵀ in fp64, and how far the kernels' fp32 sum may be off: on CUDA by nothing."""
-    product = PRODUCT[a_val.device.type](a_val, a_scale, w, w_scale).double()
-    if a_val.is_cuda:
-        return product, torch.zeros_like(product)
+    device = a_val.device.type
+    product = PRODUCT[device](a_val, a_scale, w, w_scale).double()
     a = a_val.double() * a_scale.double().repeat_interleave(128, -1)
     w = reference.dequantize_blocks(w, w_scale)
     a_norm, w_norm = (x.unflatten(-1, (-1, 128)).norm(dim=-1) for x in (a, w))  # |a| |b| bounds a group's magnitude
     magnitude = torch.einsum("shk,hnk->shn", a_norm, w_norm)
-    return product, magnitude * SUM_ERROR
+    return product, magnitude * SUM_ERROR[device]
 
 
 def strided(shape, strides, offset, dtype, device="cpu") -> tuple[Tensor, Tensor]:

@@ -109,20 +109,20 @@ CUT = {
 }
 
 
-def one_product(factors):
-    """Codes [1,1,128] of both factors, as rows and weights; the weights' other rows are zero."""
-    a, b = torch.zeros(1, 1, 128), torch.zeros(1, 128, 128)
-    for place, (x, y) in factors.items():
-        a[0, 0, place], b[0, 0, place] = x, y
-    return a.to(helpers.E4M3), b.to(helpers.E4M3)
+def one_sum(*blocks, device="cpu"):
+    """Codes [1,1,K] and [1,128,K] of the factors in each block, as a row and weights, whose other rows are zero."""
+    a, b = torch.zeros(1, 1, 128 * len(blocks)), torch.zeros(1, 128, 128 * len(blocks))
+    for i, block in enumerate(blocks):
+        for place, (x, y) in block.items():
+            a[0, 0, 128 * i + place], b[0, 0, 128 * i + place] = x, y
+    return a.to(device, helpers.E4M3), b.to(device, helpers.E4M3)
 
 
 @pytest.mark.parametrize("name", CUT)
 def test_reference_and_tensor_cores_cut(device, name):
     """The next block is added in fp32, so that bf16 shows the last bits of the first."""
     factors, (x, y), want = CUT[name]
-    blocks = zip(one_product(factors), one_product({0: (-x, y)}), strict=True)
-    a, b = (torch.cat(codes, -1).to(device) for codes in blocks)
+    a, b = one_sum(factors, {0: (-x, y)}, device=device)
     arguments = (a, torch.ones(1, 1, 2, device=device), b, torch.ones(1, 1, 2, device=device))
     got = reference.bmm(*arguments, product=reference.tensor_core_product)
     assert got[0, 0, 0].item() == want
@@ -132,17 +132,15 @@ def test_reference_and_tensor_cores_cut(device, name):
 
 
 def test_reference_tensor_core_product_adds_blocks_in_fp32():
-    (a, b), (c, d) = one_product({0: (256, 256)}), one_product({0: (3, 1)})
-    scale = torch.tensor([[[1.0, 2.0**-7]]])
-    got = reference.tensor_core_product(torch.cat([a, c], -1), scale, torch.cat([b, d], -1), torch.ones(1, 1, 2))
+    a, b = one_sum({0: (256, 256)}, {0: (3, 1)})
+    got = reference.tensor_core_product(a, torch.tensor([[[1.0, 2.0**-7]]]), b, torch.ones(1, 1, 2))
     assert got[0, 0, 0].item() == 65536 + 3 * 2**-7  # 24 bits; a tensor core keeps 14
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_reference_and_kernels_round_a_block_added_once(device, sign):
     """3 * (1 + 2^-23) is half way between two fp32; the block before it, too small for fp64, says which is nearer."""
-    blocks = [one_product({0: (factor, 1)}) for factor in (sign, 3, -3)]  # the last leaves the last bits, for bf16
-    a, b = (torch.cat(codes, -1).to(device) for codes in zip(*blocks, strict=True))
+    a, b = one_sum(*({0: (x, 1)} for x in (sign, 3, -3)), device=device)  # the last leaves the last bits, for bf16
     a_scale, b_scale = torch.tensor([[[2.0**-60, 1 + 2**-23, 1]]], device=device), torch.ones(1, 1, 3, device=device)
     got = reference.bmm(a, a_scale, b, b_scale, product=reference.tensor_core_product)
     assert got[0, 0, 0].item() == (2**-21 if sign > 0 else 2**-22)
@@ -151,8 +149,7 @@ def test_reference_and_kernels_round_a_block_added_once(device, sign):
 
 def test_reference_and_kernels_round_the_product_of_scales(device):
     """(1 + 2^-12)^2 is 1 + 2^-11 + 2^-24, of which fp32 keeps 1 + 2^-11, and the second block takes that away."""
-    blocks = [one_product({0: (factor, 1)}) for factor in (3, -3)]
-    a, b = (torch.cat(codes, -1).to(device) for codes in zip(*blocks, strict=True))
+    a, b = one_sum({0: (3, 1)}, {0: (-3, 1)}, device=device)
     a_scale = torch.tensor([[[1 + 2**-12, 1.0]]], device=device)
     b_scale = torch.tensor([[[1 + 2**-12, 1 + 2**-11]]], device=device)
     got = reference.bmm(a, a_scale, b, b_scale, product=reference.tensor_core_product)
