@@ -1,13 +1,12 @@
 // One number format at a time: activations in, e4m3 between, bf16, fp16 or e4m3 out.
 #pragma once
 
+#include "constants.h"
 #include "kernels/ptx/convert.cuh"
 #include "kernels/types.h"
 
 namespace mla_fp8 {
 
-inline constexpr float kE4m3Max = 448.0f;
-inline constexpr float kAmaxFloor = 1e-4f;       // of absorb_q, v_up and v_up_quantized (docs/numerics.md)
 inline constexpr u32 kMagnitudes = 0x7fff7fffu;  // clears the two sign bits of a word of bf16 or fp16
 inline constexpr u32 kFullWarp = 0xffffffffu;
 

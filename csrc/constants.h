@@ -1,0 +1,19 @@
+// The limits and constants of the ops, each once, for bindings, config, CPU code and kernels. NVRTC compiles this too.
+#pragma once
+
+#include "kernels/types.h"
+
+namespace mla_fp8 {
+
+// DeepSeek-V3's scales: a 1x128 group of activations, or a 128x128 block of weights, shares one. n and k are multiples of it.
+inline constexpr int kScaleGroup = 128;
+inline constexpr float kE4m3Max = 448.0f;       // the largest e4m3 value
+inline constexpr float kAmaxFloor = 1e-4f;      // of absorb_q, v_up and v_up_quantized (docs/numerics.md)
+inline constexpr i64 kMaxExtent = 16384;        // of n and k: tests walk the tile tables up to here
+inline constexpr i64 kMaxPe = 256;              // columns of q_pe
+inline constexpr i64 kPeStep = 16;              // they are a multiple of it: one 16-byte store of e4m3
+inline constexpr i64 kMaxRows = 2147483647;     // tokens, and rows of a head: they fit 32 bits
+inline constexpr int kWeightAlignBytes = 16;    // the weights' address and strides: what a tensor map takes
+inline constexpr int kScaleRowsMultiple = 4;    // rows of the scales that the ops allocate: 16 bytes of fp32
+
+}  // namespace mla_fp8
