@@ -31,18 +31,18 @@ test-slow: $(SETUP)
 	$(PYTHON) -m pytest -m slow -o faulthandler_timeout=3600 $(ARGS)
 
 test-install: .venv/.tools
-	SYSTEM_PYTHON=$(SYSTEM_PYTHON) TORCH='$(TORCH)' bash tests/install_matrix.sh
+	SYSTEM_PYTHON=$(SYSTEM_PYTHON) TORCH='$(TORCH)' bash tests/packaging/install_matrix.sh
 
 # Nightly: ten times what `make test` draws, and the CPU code under ASan and UBSan.
 fuzz: $(SETUP)
-	$(PYTHON) -m pytest tests/test_ops_fuzz.py tests/test_config_fuzz.py tests/test_weights_fuzz.py --fuzz-cases=10000 --hypothesis-show-statistics $(ARGS)
+	$(PYTHON) -m pytest tests/*/test_*_fuzz.py --fuzz-cases=10000 --hypothesis-show-statistics $(ARGS)
 
 sanitize: $(SETUP)
-	PYTHON=$(PYTHON) bash tests/sanitize_cpu.sh $(ARGS)
+	PYTHON=$(PYTHON) bash tests/support/sanitize_cpu.sh $(ARGS)
 
 # Minutes of one plan of calls, over and over: make soak ARGS="--minutes 8 --state soak.json"
 soak: $(SETUP)
-	$(PYTHON) tests/soak.py $(ARGS)
+	$(PYTHON) tests/support/soak.py $(ARGS)
 
 lint: .venv/.built
 	.venv/bin/ruff check

@@ -68,7 +68,7 @@ def run_python(tmp_path):
     """Runs code in a process of its own, away from the checkout, where `import mla_fp8` finds the installed package."""
 
     def run(code: str) -> None:
-        paths = [os.path.dirname(__file__), os.environ.get("PYTHONPATH")]  # the modules that tests share are there
+        paths = [os.path.dirname(processes.__file__), os.environ.get("PYTHONPATH")]  # what tests share is there
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
         result = processes.run([sys.executable, "-c", textwrap.dedent(code)], cwd=tmp_path, env=environment)
         assert result.returncode == 0, result.stderr

@@ -1,0 +1,234 @@
+"""The parts of the GPU benchmark that need no GPU: bytes, checks, tables. Own ops and torch.bmm run on the CPU."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import processes
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "benchmarks"))
+
+import contenders  # noqa: E402
+import floor  # noqa: E402
+import measure  # noqa: E402
+import record  # noqa: E402
+import report  # noqa: E402
+import roofline  # noqa: E402
+import sides  # noqa: E402
+import tables  # noqa: E402
+import tabular  # noqa: E402
+import timing  # noqa: E402
+from rich.console import Console  # noqa: E402
+
+H100_L2_BYTES = 50 << 20
+HERE = {"gpu": "none", "driver": "0", "torch": "2", "commit": "abc", "date": "2026-01-01", "command": "python gpu.py"}
+
+
+def checked_case(side, s=5, heads=3):
+    case = measure.Case(sides.SIDES[side], s, heads, device="cpu")
+    with torch.no_grad():
+        case.check(quick=False)
+    return case
+
+
+def timed_rows():
+    """As after a run: ours, the floor, a peer, and one that failed."""
+    names = [("mla_fp8 absorb_q", True, 5.0), ("floor", False, 4.5), ("torch.bmm", False, 8.0)]
+    rows = [measure.Row("front512", 1, 128, name, own, us=us, us_p20=us, us_p80=us) for name, own, us in names]
+    return [*rows, measure.Row("front512", 1, 128, "other", status="failed", reason="RuntimeError: too old")]
+
+
+@pytest.mark.parametrize(
+    ("side", "read_bytes", "written_bytes"),
+    [
+        ("front512", 128 * 2, 512 * 2),
+        ("front576", 192 * 2, 576 * 2),
+        ("front576_fp8", 192 * 2, 576),
+        ("back", 512 * 2, 128 * 2),
+        ("back_fp8", 512 * 2, 128 + 4),
+        ("gemm", 128 + 4, 512 * 2),
+    ],
+)
+def test_side_counts_the_bytes_that_cannot_be_avoided(side, read_bytes, written_bytes):
+    side, weights = sides.SIDES[side], 128 * (512 * 128 + 4 * 4)
+    assert side.read_bytes(7, 128) == 7 * 128 * read_bytes
+    assert side.written_bytes(7, 128) == 7 * 128 * written_bytes
+    assert side.bytes(7, 128) == 7 * 128 * (read_bytes + written_bytes) + weights
+
+
+@pytest.mark.parametrize("s", [1, 16, 128, 1024, 65536])
+@pytest.mark.parametrize("side", list(sides.SIDES))
+def test_rotation_exceeds_l2_three_times(side, s):
+    for heads in (8, 128):
+        footprint = sides.SIDES[side].bytes(s, heads)
+        assert sides.rotation(footprint, H100_L2_BYTES) * footprint >= 3 * H100_L2_BYTES
+
+
+@pytest.mark.parametrize("sets", [1, 5, 19, 200])
+def test_launches_use_every_set_equally_often(sets):
+    for moved_bytes in (0, 10**8, 10**11):
+        launches = timing.launches_for(moved_bytes, sets)
+        assert launches >= sets and launches % sets == 0
+
+
+@pytest.mark.parametrize("shape", floor.SHAPES, ids=str)
+def test_floor_covers_every_word(shape):
+    tile = shape.warps * 32 * 4
+    for counts in [(2_097_152, 8192, 32768), (2_097_152, 1_048_576, 4_718_592), (0, 1024, 1), (16, 16, 16)]:
+        programs, tiles = floor.split(counts, shape)
+        for count, each in zip(counts, tiles, strict=True):
+            assert programs * each * tile >= count
+
+
+@pytest.mark.parametrize("side", list(sides.SIDES))
+def test_check_passes_own_ops_and_torch(side):
+    case = checked_case(side)
+    ran = {name for name, row in case.rows.items() if row.status == "ok"}
+    assert {name for name, row in case.rows.items() if row.ours} <= ran
+    for name in ran:
+        assert case.rows[name].relative_error < case.rows[name].tolerance
+
+
+def test_check_keeps_what_is_not_installed():
+    rows = checked_case("front512").rows
+    missing = rows["quant + DeepGEMM masked GEMM"]
+    assert (missing.status, missing.us) == ("not installed", None) and "deep_gemm" in missing.reason
+
+
+@pytest.mark.parametrize("fault", ["writes nothing", "leaves one element", "is off by 10%"])
+def test_check_stops_at_a_wrong_result(monkeypatch, fault):
+    def call(b):
+        if fault != "writes nothing":
+            b.out.copy_(torch.einsum("shk,hnk->shn", b.x.double(), b.w_exact) * (1.1 if "10%" in fault else 1))
+        if fault == "leaves one element":
+            b.out[-1, -1, -1] = float("nan")
+
+    monkeypatch.setattr(measure, "torch_bmm", lambda side: [contenders.Contender("faulty", call)])
+    with pytest.raises(measure.WrongResult, match="faulty"):
+        checked_case("front512")
+
+
+def test_check_reports_an_op_that_raises(monkeypatch):
+    def call(b):
+        raise RuntimeError("absorb_q: no kernel\nfor this device")
+
+    monkeypatch.setattr(measure, "ours", lambda side: [contenders.Contender("mla_fp8 absorb_q", call, ours=True)])
+    row = checked_case("front512").rows["mla_fp8 absorb_q"]
+    assert (row.status, row.reason) == ("failed", "RuntimeError: absorb_q: no kernel")
+
+
+def test_table_shows_failures_last_with_their_reason():
+    console = Console(width=150)
+    with console.capture() as capture:
+        report.show(console, timed_rows(), report.origin(HERE))
+    text = capture.get()
+    assert "1.60x" in text and "other: failed: RuntimeError: too old" in text
+    assert text.index("torch.bmm") < text.index("other")
+
+
+def test_json_rows_say_where_they_come_from(tmp_path):
+    report.write_json(tmp_path / "new" / "rows.json", timed_rows(), HERE)
+    rows = tables.read(tmp_path / "new" / "rows.json")
+    assert len(rows) == 4
+    for row in rows:
+        assert row.items() >= HERE.items()
+
+
+def test_json_rows_name_the_command_without_its_files(monkeypatch):
+    words = ["/somewhere/benchmarks/gpu.py", "--s", "1,16", "--json", "out/rows.json", "--quick", "--commit", "abc"]
+    monkeypatch.setattr(sys, "argv", [*words, "--plot", "out/rows.svg", "--heads", "16"])
+    assert report.environment("abc")["command"] == "python benchmarks/gpu.py --s 1,16 --quick --heads 16"
+
+
+def test_record_measures_what_is_committed():
+    """Every record has a command; every command is one that its script takes."""
+    gpus = {record.file_of("gpu", name) for name in ("NVIDIA H100 80GB HBM3", "NVIDIA H200")}
+    files = gpus | {record.file_of(name, "NVIDIA H100 80GB HBM3") for name in record.COMMANDS}
+    assert {path.name for path in tables.RESULTS.glob("*.json")} <= files
+    for name, command in record.COMMANDS.items():
+        script, *arguments = shlex.split(command)
+        source = (ROOT / "benchmarks" / script).read_text()
+        for option in ("--json", *(word for word in arguments if word.startswith("--"))):
+            assert f'add_argument("{option}"' in source, (name, option)
+
+
+def test_record_goes_on_after_a_failure(monkeypatch, capsys, tmp_path):
+    done = []
+
+    def run(command):
+        done.append(command[1:])
+        return subprocess.CompletedProcess(command, int("tiles.py" in command[1]))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(sys, "argv", ["record.py", "tiles", "host", "--into", str(tmp_path), "--commit", "abc"])
+    assert record.main() == 1
+    scripts = [Path(command[0]).name for command in done]
+    assert scripts == ["tiles.py", "gpu.py"]
+    assert done[1][1:] == ["--host", "--json", str(tmp_path / "host.json"), "--commit", "abc"]
+    assert "tiles: status 1" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["record.py", "everything"])
+    with pytest.raises(SystemExit):
+        record.main()
+    assert "got everything" in capsys.readouterr().err
+
+
+def test_tables_fill_their_blocks_and_nothing_else(tmp_path):
+    report.write_json(tmp_path / "h100.json", timed_rows(), HERE)
+    text = "before\n<!-- table: gpu -->\nstale\n<!-- end -->\nafter\n<!-- table: cpu -->\nkept\n<!-- end -->\n"
+    filled = tables.fill(text, tmp_path)
+    assert "| **absorb_q, [S,H,512] bf16** | **5.00** |\n" in filled
+    assert "| fastest of the others | 8.00 (1.60x) |\n" in filled and "abc" in filled
+    assert "stale" not in filled and "kept" in filled and filled.startswith("before\n") and "\nafter\n" in filled
+    assert tables.fill(filled, tmp_path) == filled
+    with pytest.raises(ValueError, match="got tpu"):
+        tables.fill("<!-- table: tpu -->\n<!-- end -->\n", tmp_path)
+
+
+def test_cpu_table_reads_the_file_of_the_cpu_benchmark(tmp_path):
+    row = {"op": "absorb_q", "s": 1, "heads": 128, "contender": "mla_fp8.absorb_q", "ms": 0.5, "ratio": 0.25}
+    (tmp_path / "cpu.json").write_text(json.dumps({"cpu": "a CPU", "threads": 2, "rows": [row]}))
+    filled = tables.fill("<!-- table: cpu -->\n<!-- end -->\n", tmp_path)
+    assert "| **absorb_q** | **0.50 (0.25)** |\n" in filled and "2 threads. a CPU" in filled
+
+
+def test_roofline_bounds_every_recorded_point():
+    points = roofline.points(tabular.read(ROOT / "benchmarks" / "results" / "h100.json"))
+    assert len(points) == len(sides.SIDES) * len({point.s for point in points})
+    for point in points:
+        assert 50 < point.percent < 101 and point.roof_tflops < roofline.peak_tflops({"gpu": ""}), point
+
+
+def test_roofline_counts_flops_and_bytes():
+    row = {"side": "front512", "s": 2, "heads": 128, "contender": "mla_fp8 absorb_q", "gpu": "", "bytes": 1 << 20,
+           "us": 4.0, "gbps": 100.0, "percent_of_stream": 50.0}  # fmt: skip
+    (point,) = roofline.points([row])
+    flops = 2 * 2 * 128 * 128 * 512
+    assert (point.intensity, point.tflops) == (flops / (1 << 20), flops / 4e6)
+    assert point.roof_tflops == point.intensity * 200 / 1e3
+
+
+def test_roofline_plot_is_that_of_the_records(tmp_path):
+    pytest.importorskip("matplotlib")
+    roofline.draw(tmp_path / "roofline.svg", tabular.read(ROOT / "benchmarks" / "results" / "h100.json"))
+    drawn, committed = (path.read_text() for path in (tmp_path / "roofline.svg", ROOT / "docs" / "roofline.svg"))
+    for kind in (r"<text [^>]*>([^<]*)</text>", r"<use [^>]*x=\"(\d+)[^>]*y=\"(\d+)"):  # words; marks, to a pixel
+        assert re.findall(kind, drawn) == re.findall(kind, committed)
+
+
+def test_readme_has_the_measured_tables():
+    command = [sys.executable, str(ROOT / "benchmarks" / "tables.py"), "--check"]
+    result = processes.run(command)
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_benchmark_says_that_it_needs_a_gpu():
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--quick"]
+    result = processes.run(command)
+    assert result.returncode == 2 and "needs a CUDA device" in result.stdout

@@ -1,0 +1,62 @@
+"""The example in enable's docstring, and examples/transformers_generate.py on its own model and on a saved one."""
+
+import doctest
+import importlib.util
+import re
+from pathlib import Path
+
+import mla_models as models
+import pytest
+import torch
+
+from mla_fp8.integrations.transformers import enable
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "transformers_generate.py"
+STEPS = 4
+
+
+@pytest.fixture
+def example():
+    spec = importlib.util.spec_from_file_location("transformers_generate", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(example, capsys, *arguments) -> str:
+    assert example.main([*arguments, "--context", "16", "--steps", str(STEPS)]) == 0
+    printed = capsys.readouterr().out
+    ways = re.findall(
+        r"^(expanded, fp32|absorbed, fp32|absorbed, FP8 ): \[([\d, ]+)\], \d+\.\d steps/s$", printed, re.M
+    )
+    assert [name for name, _ in ways] == ["expanded, fp32", "absorbed, fp32", "absorbed, FP8 "]
+    assert all(len(tokens.split(",")) == STEPS for _, tokens in ways) and ways[0][1] == ways[1][1]
+    assert re.search(r"the same as expanded: fp32 100%, FP8 \d+%", printed)
+    return printed
+
+
+def test_example_generates_with_the_model_it_builds(example, capsys):
+    assert f"memory_bytes={4 * 16 * (256 * 512 + 2 * 4 * 4)}" in run(example, capsys)
+
+
+def test_example_generates_with_a_saved_model(example, capsys, tmp_path):
+    model = models.build(**models.DENSE)
+    models.quantize_kv_b_proj(model, tmp_path / "fp8")
+    model.save_pretrained(tmp_path / "fp32")
+    printed = run(example, capsys, "--model", str(tmp_path / "fp32"), "--checkpoint", str(tmp_path / "fp8"))
+    assert "'model.layers.1.self_attn'" in printed
+
+
+def test_example_exits_1_when_tokens_differ(example, monkeypatch, capsys):
+    generate = example.generate
+    monkeypatch.setattr(example, "generate", lambda name, *rest: generate(name, *rest) + ("absorbed" in name))
+    assert example.main(["--context", "4", "--steps", "2"]) == 1
+
+
+def test_example_is_short():
+    assert len(SCRIPT.read_text().splitlines()) <= 60
+
+
+def test_enable_docstring_example_runs():
+    (test,) = doctest.DocTestFinder().find(enable, "enable", globs={"torch": torch, "enable": enable})
+    assert doctest.DocTestRunner().run(test).failed == 0 and len(test.examples) == 4

@@ -1,0 +1,58 @@
+"""Every compiled tile that can run a problem gives the same bits: the choice of a configuration shows in time only."""
+
+import pytest
+import torch
+from cases import OPS
+from helpers import assert_same_bits
+from product_inputs import HEAD_DIM, LATENT, ROPE_DIM, first_heads, make_absorb_weight, make_v_weight, random_q
+
+from mla_fp8.config import Op, forced_tile, tiles
+
+pytestmark = pytest.mark.gpu
+TOKENS, HEADS = 130, 5  # a last row tile with 2 rows, whatever the tile
+
+
+def runnable(op, out_bytes):
+    """Symbols of tiles that take DeepSeek's extents."""
+    return [tile.symbol for tile in tiles() if tile.op == op and tile.out_bytes in (0, out_bytes)]
+
+
+def same_from_every_tile(symbols, call):
+    want = call()
+    assert len(symbols) > 1
+    for symbol in symbols:
+        with forced_tile(symbol):
+            got = call()
+        for one, other in zip(got, want, strict=True):
+            assert_same_bits(one, other, symbol)
+
+
+@pytest.mark.parametrize("out_bytes", [2, 1])
+@pytest.mark.parametrize("rope_dim", [ROPE_DIM, 16, 128])
+def test_absorb_q_same_bits_from_every_tile(rng, out_bytes, rope_dim):
+    weight = first_heads(make_absorb_weight(rng), HEADS)
+    q = random_q(TOKENS, HEADS, width=HEAD_DIM + rope_dim)
+    out_scale = torch.tensor([0.03], device="cuda") if out_bytes == 1 else None
+    q_nope, q_pe = q[..., :HEAD_DIM], q[..., HEAD_DIM:]
+    same_from_every_tile(runnable(Op.absorb_q, out_bytes), lambda: [OPS.absorb_q(q_nope, *weight, q_pe, out_scale)])
+
+
+@pytest.mark.parametrize("out_bytes", [2, 1])
+def test_v_up_same_bits_from_every_tile(rng, out_bytes):
+    weight = first_heads(make_v_weight(rng), HEADS)
+    o_latent = random_q(TOKENS, HEADS, width=LATENT)
+    calls = {2: lambda: [OPS.v_up(o_latent, *weight)], 1: lambda: OPS.v_up_quantized(o_latent, *weight)}
+    same_from_every_tile(runnable(Op.v_up, out_bytes), calls[out_bytes])
+
+
+def test_bmm_same_bits_from_every_tile(rng):
+    weight = first_heads(make_absorb_weight(rng), HEADS)
+    q_val, q_scale = OPS.quantize_q_nope(random_q(TOKENS, HEADS))
+    same_from_every_tile(runnable(Op.bmm, 2), lambda: [OPS.bmm(q_val, q_scale, *weight, m=TOKENS)])
+
+
+def test_forced_tile_refuses_what_it_cannot_run(rng):
+    q_val, q_scale = OPS.quantize_q_nope(random_q(3, 2, width=2 * HEAD_DIM))
+    weight = torch.zeros(2, 128, 2 * HEAD_DIM, device="cuda").to(torch.float8_e4m3fn)
+    with forced_tile("bmm_k128"), pytest.raises(RuntimeError, match="bmm_k128"):
+        OPS.bmm(q_val, q_scale, weight, torch.ones(2, 1, 2, device="cuda"))

@@ -1,0 +1,53 @@
+"""The build's own facts: where it finds torch, what it asks pip for, and that no source is forgotten."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _find_torch(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs find_torch.py with nothing in the environment but what is given."""
+    command = [sys.executable, *options, str(ROOT / "build_support" / "find_torch.py")]
+    return subprocess.run(command, env={"PATH": "", **environment}, capture_output=True, text=True, timeout=60)
+
+
+def test_build_finds_the_target_environments_torch() -> None:
+    assert Path(_find_torch("-S").stdout.strip()) == Path(torch.__file__).parent
+
+
+def test_build_takes_a_given_torch_directory_first() -> None:
+    directory = str(Path(torch.__file__).parent)
+    assert _find_torch(MLA_FP8_TORCH_DIR=directory).stdout.strip() == directory
+
+
+@pytest.mark.parametrize("version", ["2.9.1", "1.13.0"])
+def test_build_passes_over_an_old_torch(tmp_path: Path, version: str) -> None:
+    (tmp_path / "include/torch/csrc/stable").mkdir(parents=True)
+    (tmp_path / "include/torch/csrc/stable/library.h").touch()
+    (tmp_path / "version.py").write_text(f"__version__ = '{version}'\n")
+    found = _find_torch(MLA_FP8_TORCH_DIR=str(tmp_path))
+    assert Path(found.stdout.strip()) == Path(torch.__file__).parent
+
+
+def test_every_source_is_named_in_cmake() -> None:
+    named = set(re.findall(r"csrc/[\w/]+\.cpp", (ROOT / "CMakeLists.txt").read_text()))
+    assert named == {str(file.relative_to(ROOT)) for file in ROOT.glob("csrc/**/*.cpp")}
+
+
+def test_every_kernel_is_embedded() -> None:
+    (ops,) = re.findall(r"mla_fp8_embed_kernels\(mla_fp8 ([\w ]+)\)", (ROOT / "CMakeLists.txt").read_text())
+    assert set(ops.split()) == {file.stem for file in ROOT.glob("csrc/kernels/*.cu")}
+
+
+def test_package_asks_for_torch_without_an_upper_bound() -> None:
+    requires = importlib.metadata.requires("mla_fp8") or []
+    assert [line for line in requires if line.startswith("torch") and "extra" not in line] == ["torch>=2.10"]
