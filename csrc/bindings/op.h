@@ -5,11 +5,10 @@
 
 #include "args.h"
 #include "bindings/checks.h"
-#include "bindings/cuda.h"
-#include "bindings/driver.h"
 #include "bindings/ops.h"
 #include "bindings/tensor.h"
 #include "cpu/kernels.h"
+#include "gpu/cuda.h"
 
 namespace mla_fp8::ops {
 
@@ -29,7 +28,7 @@ template <typename Args>
 void run(void (*cpu_kernel)(const Args&, const ParallelFor&), void (*cuda_kernel)(const Args&, int, void*),
          const View& input, const Args& args) {
   if (input.is_cuda()) {
-    cuda_kernel(args, input.device_index, cuda::current_stream(input.device_index));
+    cuda_kernel(args, input.device_index, current_stream(input.device_index));
   } else {
     cpu_kernel(args, &parallel_for);
   }

@@ -1,5 +1,6 @@
 #include "bindings/tensor.h"
 
+#include <dlfcn.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/stableivalue_conversions.h>
 #include <torch/csrc/stable/tensor_inl.h>
@@ -169,6 +170,20 @@ bool grad_mode_is_enabled() { return aoti_torch_grad_mode_is_enabled(); }
 void parallel_for(int64_t count, int64_t grain, void (*body)(int64_t begin, int64_t end, void* context),
                   void* context) {
   TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, count, grain, body, context));
+}
+
+void* current_stream(int device_index) {
+  using GetStream = int32_t (*)(int32_t, void**);
+  static const GetStream get_stream = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
+    void* symbol = library == nullptr ? nullptr : dlsym(library, "aoti_torch_get_current_cuda_stream");
+    if (symbol == nullptr)
+      throw std::runtime_error("mla_fp8: torch must have CUDA (libtorch_cuda.so), got one without");
+    return reinterpret_cast<GetStream>(symbol);
+  }();
+  void* stream = nullptr;
+  if (get_stream(device_index, &stream) != 0) throw std::runtime_error("mla_fp8: torch gave no current CUDA stream");
+  return stream;
 }
 
 }  // namespace mla_fp8

@@ -52,4 +52,7 @@ bool grad_mode_is_enabled();
 // Runs on PyTorch's intra-op threads.
 void parallel_for(int64_t count, int64_t grain, void (*body)(int64_t begin, int64_t end, void* context), void* context);
 
+// The stream that torch has current on this device in this thread; null is the legacy default stream.
+void* current_stream(int device_index);
+
 }  // namespace mla_fp8

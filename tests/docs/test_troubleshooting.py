@@ -187,7 +187,8 @@ def test_every_error_of_the_package_is_on_the_page():
 def test_every_error_of_the_library_is_on_the_page():
     """fail(op, ...) and runtime_error(...): the literals of the statement, with X between them."""
     seen = 0
-    for path in set(ROOT.glob("csrc/bindings/*.cpp")) - {ROOT / "csrc" / "bindings" / "checks.cpp"}:  # provoked
+    sources = {*ROOT.glob("csrc/bindings/*.cpp"), *ROOT.glob("csrc/gpu/*.cpp")}
+    for path in sources - {ROOT / "csrc" / "bindings" / "checks.cpp"}:  # those of checks.cpp are provoked
         text = ADJACENT.sub("", re.sub(r"^\s*//.*", "", path.read_text(), flags=re.MULTILINE))
         for statement in re.findall(r"(?<!\.)\b(?:fail\(\s*op,|runtime_error\()(.*?);", text, re.DOTALL):
             told = "X".join(re.findall(r'"((?:[^"\\]|\\.)+)"', statement))

@@ -1,8 +1,8 @@
 #include <algorithm>
 
-#include "bindings/cuda.h"
-#include "bindings/forced_tile.h"
-#include "bindings/launch.h"
+#include "gpu/cuda.h"
+#include "gpu/forced_tile.h"
+#include "gpu/launch.h"
 #include "kernels/v_up.h"
 
 namespace mla_fp8::cuda {

@@ -1,9 +1,9 @@
 #include <algorithm>
 
-#include "bindings/cuda.h"
-#include "bindings/forced_tile.h"
-#include "bindings/launch.h"
 #include "config/cost.h"
+#include "gpu/cuda.h"
+#include "gpu/forced_tile.h"
+#include "gpu/launch.h"
 #include "kernels/quantize_q_nope.h"
 
 namespace mla_fp8::cuda {

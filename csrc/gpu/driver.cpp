@@ -1,4 +1,4 @@
-#include "bindings/driver.h"
+#include "gpu/driver.h"
 
 #include <dlfcn.h>
 
@@ -8,7 +8,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "bindings/driver_abi.h"
+#include "gpu/driver_abi.h"
 
 namespace mla_fp8::cuda {
 namespace {
@@ -164,20 +164,6 @@ void CurrentDevice::launch(const Config& config, const void* params, void* strea
           std::string("launch of ") + tile.symbol + " with " + std::to_string(config.grid_x) + " CTAs of " +
               std::to_string(threads) + " threads and " + std::to_string(tile.smem_bytes) + " bytes");
   }
-}
-
-void* current_stream(int device_index) {
-  using GetStream = int32_t (*)(int32_t, void**);
-  static const GetStream get_stream = [] {
-    void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
-    void* symbol = library == nullptr ? nullptr : dlsym(library, "aoti_torch_get_current_cuda_stream");
-    if (symbol == nullptr)
-      throw std::runtime_error("mla_fp8: torch must have CUDA (libtorch_cuda.so), got one without");
-    return reinterpret_cast<GetStream>(symbol);
-  }();
-  void* stream = nullptr;
-  if (get_stream(device_index, &stream) != 0) throw std::runtime_error("mla_fp8: torch gave no current CUDA stream");
-  return stream;
 }
 
 }  // namespace mla_fp8::cuda

@@ -1,9 +1,9 @@
 #include <algorithm>
 #include <atomic>
 
-#include "bindings/cuda.h"
-#include "bindings/forced_tile.h"
-#include "bindings/launch.h"
+#include "gpu/cuda.h"
+#include "gpu/forced_tile.h"
+#include "gpu/launch.h"
 #include "kernels/absorb_q.h"
 #include "kernels/phases.h"
 

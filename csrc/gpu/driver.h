@@ -56,7 +56,4 @@ inline int common_alignment(std::initializer_list<uint64_t> values) {
   return static_cast<int>(bits & -bits);
 }
 
-// The stream that torch has current on this device in this thread; null is the legacy default stream.
-void* current_stream(int device_index);
-
 }  // namespace mla_fp8::cuda

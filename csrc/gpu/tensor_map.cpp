@@ -1,9 +1,9 @@
-#include "bindings/tensor_map.h"
+#include "gpu/tensor_map.h"
 
 #include <algorithm>
 #include <string>
 
-#include "bindings/driver_abi.h"
+#include "gpu/driver_abi.h"
 
 namespace mla_fp8::cuda {
 namespace {

@@ -1,4 +1,4 @@
-#include "bindings/forced_tile.h"
+#include "gpu/forced_tile.h"
 
 #include <cstring>
 #include <stdexcept>

@@ -5,8 +5,8 @@
 #include <cstdint>
 
 #include "args.h"
-#include "bindings/driver.h"
-#include "bindings/tensor_map.h"
+#include "gpu/driver.h"
+#include "gpu/tensor_map.h"
 #include "kernels/lanes.h"
 
 namespace mla_fp8::cuda {

@@ -1,4 +1,4 @@
-#include "bindings/images.h"
+#include "gpu/images.h"
 
 #include <atomic>
 #include <cstdio>
@@ -9,8 +9,8 @@
 #include <stdexcept>
 #include <string>
 
-#include "bindings/driver.h"
-#include "bindings/driver_abi.h"
+#include "gpu/driver.h"
+#include "gpu/driver_abi.h"
 
 namespace mla_fp8 {
 namespace {
