@@ -1,14 +1,16 @@
-// Whether strided tensors share memory. Exact, so that q[..., :512] may be written beside q[..., 512:].
+// Whether strided tensors may share memory. Two are known to be disjoint where their byte ranges are, or where they are
+// columns that do not meet of rows of one length, as q[..., :512] and q[..., 512:] are. One has each element in a place
+// of its own where every stride steps over all that the smaller ones reach. What these rules cannot tell is refused.
 #pragma once
 
 #include "bindings/tensor.h"
 
 namespace mla_fp8 {
 
-// Some byte belongs to both.
+// Some byte may belong to both.
 bool share_memory(const View& a, const View& b);
 
-// Two elements of one tensor share a byte, as in an expanded one.
+// Two elements of one tensor may share a byte, as in an expanded one.
 bool overlaps_itself(const View& view);
 
 }  // namespace mla_fp8

@@ -167,6 +167,16 @@ def places(tensor):
     return (first[:, None] + torch.arange(tensor.element_size())).flatten().tolist()
 
 
+def is_nested(tensor):
+    """Each stride steps over all that the smaller ones reach."""
+    reached = 0
+    for stride, extent in sorted((s, e) for s, e in zip(tensor.stride(), tensor.shape, strict=True) if e > 1):
+        if stride <= reached:
+            return False
+        reached += stride * (extent - 1)
+    return True
+
+
 @settings(max_examples=300)
 @given(
     extents=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 2)),
@@ -175,18 +185,43 @@ def places(tensor):
     in_offset=st.integers(0, 400),
     out_offset=st.integers(0, 400),
 )
-def test_op_out_rejects_exactly_the_layouts_that_share_bytes(extents, in_strides, out_strides, in_offset, out_offset):
-    """scale_out of quantize_q_nope, whose strides are free, against every byte of q_nope."""
+def test_op_out_rejects_every_layout_that_shares_bytes(extents, in_strides, out_strides, in_offset, out_offset):
+    """scale_out of quantize_q_nope, whose strides are free, against every byte of q_nope. Far apart it is taken."""
     s, h, groups = extents
     memory = torch.zeros(8192, dtype=torch.uint8)
     q_nope = memory.view(torch.bfloat16).as_strided((s, h, groups * 128), (*in_strides, 1), in_offset)
     scale = memory.view(torch.float32).as_strided((h, s, groups), out_strides, out_offset)
     val = torch.empty(h, s, groups * 128, dtype=torch.float8_e4m3fn)
-    written = places(scale)
-    shares = len(set(written)) < len(written) or bool(set(written) & set(places(q_nope)))
+    written, read = places(scale), places(q_nope)
+    shares = len(set(written)) < len(written) or bool(set(written) & set(read))
+    apart = is_nested(scale) and (max(written) < min(read) or max(read) < min(written))
     call = lambda: torch.ops.mla_fp8.quantize_q_nope.out(q_nope, m_alignment=1, val_out=val, scale_out=scale)  # noqa: E731
-    if shares:
+    try:
+        call()
+    except RuntimeError:  # what the rule cannot tell apart is refused too, in the same words
+        assert not apart
         assert_rejected(call, r"quantize_q_nope: scale_out must (not overlap q_nope|have each element in a place).*")
         assert not memory.any()
     else:
-        call()
+        assert not shares
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_op_out_may_be_a_part_beside_its_input(rng, device, dim):
+    """The other rows, heads or columns of one tensor."""
+    q_nope = helpers.randn(rng, 7, 3, 128, dtype=torch.bfloat16, device=device)
+    weight = helpers.random_weight(rng, 3, 128, 128, device)
+    want = torch.ops.mla_fp8.absorb_q(q_nope, *weight)
+    part, out = torch.cat([torch.zeros_like(q_nope)] * 2, dim).chunk(2, dim)
+    part.copy_(q_nope)
+    torch.ops.mla_fp8.absorb_q.out(part, *weight, q_out=out)
+    helpers.assert_same_bits(out, want)
+    helpers.assert_same_bits(part, q_nope, "the part that is read")
+
+
+def test_op_out_rejects_what_the_rule_cannot_tell_apart(rng, device):
+    """Some heads and some columns of one tensor, beside the same columns of its other heads."""
+    buffer = torch.zeros(7, 4, 192, dtype=torch.bfloat16, device=device)
+    weight = helpers.random_weight(rng, 2, 128, 128, device)
+    call = lambda: torch.ops.mla_fp8.absorb_q.out(buffer[:, :2, :128], *weight, q_out=buffer[:, 2:, :128])  # noqa: E731
+    assert_rejected(call, r"absorb_q: q_out must not overlap q_nope, got shapes .* and .* that share memory")
