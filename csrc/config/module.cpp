@@ -129,7 +129,7 @@ void bind_outputs(py::module_& module) {
       .field("persistent", &Tile::persistent)
       .field("leaves_room", &Tile::leaves_room)
       .field("phased", &Tile::phased)
-      .field("turned", &Tile::turned)
+      .field("swap_ab", &Tile::swap_ab)
       .field("lane_columns", &Tile::lane_columns)
       .field("start_us", &Tile::start_us)
       .field("serial_us", &Tile::serial_us)

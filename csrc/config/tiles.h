@@ -4,7 +4,7 @@
 //
 // Work is a list of tiles: row tile major, then head, then column tile. A CTA takes tiles blockIdx.x, + gridDim.x, ...; of v_up's SHARED tiles,
 // which have the same grid, a run of neighbouring row tiles.
-// A persistent tile keeps its weights while it walks down the rows, so its gridDim.x is a multiple of columns = heads *
+// A persistent tile keeps its weights while it takes the rows, so its gridDim.x is a multiple of columns = heads *
 // column tiles: columns * min(row tiles, max(1, CTAs resident at once / columns)). Others get one CTA a tile.
 #pragma once
 
@@ -41,15 +41,15 @@ struct Tile {
   bool persistent = false;
   bool leaves_room = false;  // the next launch's CTAs fit beside its own: one CTA an SM is enough, and better than more
   bool phased = false;  // reads and writes in turn (kernels/phases.cuh)
-  bool turned = false;  // weights are wgmma's A, their rows in the order of kernels/few_rows.cuh
+  bool swap_ab = false;  // weights are wgmma's A, their rows in the order of kernels/few_rows.cuh
   // Neighbouring output columns that a lane stores at once: the order of the weights' rows (kernels/weights.cuh); 0: none.
   int lane_columns = 0;
   float start_us = 0;  // what a launch takes longer, or less long, than the model of cost.h says, as measured
   // An SM's time for each further tile where that bounds it, on the scale of the model (cost.h), as measured.
   float serial_us = 0;
 
-  // The same tile, but: it keeps its weights while it walks down the rows.
-  constexpr Tile walking(int lane_columns_, float serial_us_, bool persistent_ = true) const {
+  // The same tile, but: it keeps its weights while it takes the rows.
+  constexpr Tile persistent_over(int lane_columns_, float serial_us_, bool persistent_ = true) const {
     Tile tile = *this;
     tile.persistent = persistent_;
     tile.lane_columns = lane_columns_;
@@ -61,9 +61,9 @@ struct Tile {
     tile.leaves_room = true;
     return tile;
   }
-  constexpr Tile turned_over() const {
+  constexpr Tile with_swapped_operands() const {
     Tile tile = leaving_room();
-    tile.turned = true;
+    tile.swap_ab = true;
     return tile;
   }
   constexpr Tile in_phases() const {
@@ -97,7 +97,7 @@ constexpr Tile tile_of(const char* symbol, Op op, int m, int n, int k, int stage
   X(absorb_q_m128_e4m3, 512, 2, 1, 16, 2, 0)      \
   X(absorb_q_e4m3_unaligned, 128, 1, 1, 2, 3, 0)
 
-// absorb_q with D = 128 and few rows: the product turned over; kTokens rows, 64 columns a tile of a warpgroup.
+// absorb_q with D = 128 and few rows: operands swapped; kTokens rows, 64 columns a tile of a warpgroup.
 // X(symbol, tokens, warpgroups, tiles a warpgroup, output bytes, CTAs an SM, start µs, an SM's serial µs a tile)
 #define MLA_FP8_ABSORB_Q_FEW_TILES(X)                \
   X(absorb_q_s16, 16, 1, 2, 2, 8, -0.05f, 0.5f)      \
@@ -143,7 +143,7 @@ constexpr Tile tile_of(const char* symbol, Op op, int m, int n, int k, int stage
   X(v_up_m64, 2, 0.05f, 4.55f)       \
   X(v_up_m64_e4m3, 1, 0.05f, 4.55f)
 
-// v_up with R = 512 and few rows: the product turned over.
+// v_up with R = 512 and few rows: operands swapped.
 // X(symbol, tokens, output bytes, CTAs an SM, start µs, an SM's serial µs a tile)
 #define MLA_FP8_V_UP_FEW_TILES(X)          \
   X(v_up_s8, 8, 2, 3, -0.25f, 1.5f)        \
@@ -164,45 +164,45 @@ namespace mla_fp8 {
 #define MLA_FP8_RESIDENT_TILE(symbol, n, warpgroups, out_bytes, align, ctas, start_us)                               \
   tile_of(#symbol, Op::kAbsorbQ, warpgroups* absorb_q::kWarpgroupM, n, absorb_q::kTileK, n / absorb_q::kChunkN,      \
           warpgroups * absorb_q::kWarpgroup, sizeof(absorb_q::SharedStorage<n, warpgroups>), align, out_bytes, ctas) \
-      .walking(kLaneColumns<out_bytes>, 0)                                                                           \
+      .persistent_over(kLaneColumns<out_bytes>, 0)                                                                   \
       .starting(start_us),
 #define MLA_FP8_ABSORB_Q_FEW_TILE(symbol, tokens, warpgroups, tiles, out_bytes, ctas, start_us, serial_us)   \
   tile_of(#symbol, Op::kAbsorbQ, tokens, warpgroups * tiles * absorb_q::kWarpgroupM, absorb_q::kTileK,       \
           warpgroups * tiles * absorb_q::kWarpgroupM / absorb_q::kChunkN, warpgroups * absorb_q::kWarpgroup, \
           sizeof(absorb_q::FewRowsStorage<tokens, warpgroups, tiles>), kVectorBytes, out_bytes, ctas)        \
-      .walking(2 * tiles, serial_us)                                                                         \
+      .persistent_over(2 * tiles, serial_us)                                                                 \
       .starting(start_us)                                                                                    \
-      .turned_over(),
+      .with_swapped_operands(),
 #define MLA_FP8_ABSORB_Q_SHARED_TILE(symbol, warpgroups, chunks, out_bytes, ctas, start_us)                        \
   tile_of(#symbol, Op::kAbsorbQ, absorb_q::kWarpgroupM, warpgroups * chunks * absorb_q::kChunkN, absorb_q::kTileK, \
           warpgroups * chunks, warpgroups * absorb_q::kWarpgroup,                                                  \
           sizeof(absorb_q::SharedRowsStorage<warpgroups, chunks>), kVectorBytes, out_bytes, ctas)                  \
-      .walking(kLaneColumns<out_bytes>, 0)                                                                         \
+      .persistent_over(kLaneColumns<out_bytes>, 0)                                                                 \
       .starting(start_us)                                                                                          \
       .leaving_room(),
 #define MLA_FP8_ABSORB_Q_PHASED_TILE(symbol, out_bytes, start_us)                                            \
   tile_of(#symbol, Op::kAbsorbQ, absorb_q::kWarpgroupM, absorb_q::kPhasedN, absorb_q::kTileK,                \
           absorb_q::kPhasedWarpgroups, absorb_q::kPhasedThreads, sizeof(absorb_q::PhasedStorage<out_bytes>), \
           kVectorBytes, out_bytes, 1)                                                                        \
-      .walking(kLaneColumns<out_bytes>, 0)                                                                   \
+      .persistent_over(kLaneColumns<out_bytes>, 0)                                                           \
       .starting(start_us)                                                                                    \
       .in_phases(),
 #define MLA_FP8_V_UP_SHARED_TILE(symbol, out_bytes, start_us, serial_us)                                               \
   tile_of(#symbol, Op::kVUp, kloop::kWarpgroupM, kloop::kTileN, v_up::kResidentK, v_up::kBlocks, v_up::kSharedThreads, \
           sizeof(v_up::SharedRowsStorage), kVectorBytes, out_bytes, 1)                                                 \
-      .walking(v_up::kQuarterColumns, serial_us)                                                                       \
+      .persistent_over(v_up::kQuarterColumns, serial_us)                                                               \
       .starting(start_us),
 #define MLA_FP8_V_UP_FEW_TILE(symbol, tokens, out_bytes, ctas, start_us, serial_us)                     \
   tile_of(#symbol, Op::kVUp, tokens, kloop::kTileN, v_up::kResidentK, v_up::kBlocks, v_up::kFewThreads, \
           sizeof(v_up::FewRowsStorage<tokens>), kVectorBytes, out_bytes, ctas)                          \
-      .walking(2, serial_us)                                                                            \
+      .persistent_over(2, serial_us)                                                                    \
       .starting(start_us)                                                                               \
-      .turned_over(),
+      .with_swapped_operands(),
 #define MLA_FP8_KLOOP_TILE(op, in_bytes, symbol, k, stages, warpgroups, out_bytes, align, ctas, serial_us)       \
   tile_of(#symbol, op, warpgroups* kloop::kWarpgroupM, kloop::kTileN, k, stages, warpgroups* kloop::kWarpgroup,  \
           sizeof(kloop::SharedStorage<stages, warpgroups, kloop::staged_bytes(align, stages, in_bytes)>), align, \
           out_bytes, ctas)                                                                                       \
-      .walking(kLaneColumns<out_bytes>, serial_us, (stages > 1)),
+      .persistent_over(kLaneColumns<out_bytes>, serial_us, (stages > 1)),
 #define MLA_FP8_ABSORB_Q_KLOOP_TILE(...) MLA_FP8_KLOOP_TILE(Op::kAbsorbQ, 2, __VA_ARGS__)
 #define MLA_FP8_V_UP_KLOOP_TILE(...) MLA_FP8_KLOOP_TILE(Op::kVUp, 2, __VA_ARGS__)
 #define MLA_FP8_BMM_TILE(...) MLA_FP8_KLOOP_TILE(Op::kBmm, 1, __VA_ARGS__)

@@ -34,7 +34,7 @@ inline void encode_weight_map(const char* op, const char* tensor, const uint8_t*
   };
   const uint64_t u_columns = static_cast<uint64_t>(columns), u_rows = static_cast<uint64_t>(rows);
   const uint64_t u_heads = static_cast<uint64_t>(heads);
-  if (tile.turned) {
+  if (tile.swap_ab) {
     const uint64_t warp_rows = kWarpRows * lane_rows;
     lay_out({u_columns, kWarpRows, lane_rows, u_rows / warp_rows, u_heads},
             {0, lane_rows * row_bytes, row_bytes, warp_rows * row_bytes, head_bytes},

@@ -19,10 +19,10 @@ int align_bytes(const AbsorbQArgs& args, int out_bytes) {
        step_bytes(args.h, args.q_nope_stride[1], kInBytes), reinterpret_cast<uintptr_t>(args.q),
        step_bytes(args.s, args.q_stride[0], out_bytes), step_bytes(args.h, args.q_stride[1], out_bytes)});
   if (args.p == 0) return std::max(latent, kInBytes);
-  const int rope =
+  const int pe =
       common_alignment({reinterpret_cast<uintptr_t>(args.q_pe), step_bytes(args.s, args.q_pe_stride[0], kInBytes),
                         step_bytes(args.h, args.q_pe_stride[1], kInBytes)});
-  return std::max(std::min(latent, rope), kInBytes);  // the unaligned tiles access single elements
+  return std::max(std::min(latent, pe), kInBytes);  // the unaligned tiles access single elements
 }
 
 }  // namespace
@@ -57,7 +57,7 @@ void absorb_q(const AbsorbQArgs& args, int device_index, void* stream) {
   params.h = static_cast<i32>(args.h);
   params.d = static_cast<i32>(args.d);
   params.r = static_cast<i32>(args.r);
-  params.p = static_cast<i32>(args.p);
+  params.pe = static_cast<i32>(args.p);
   params.is_fp16 = args.in_dtype == Dtype::kFp16;
   if (config.tile->phased) {
     static std::atomic<u32> launches{0};

@@ -9,7 +9,7 @@
 //
 //              Few rows: absorb_q_few.cuh. Some: absorb_q_shared.cuh. Many: absorb_q_phased.cuh. Here: the rest, and what they share.
 //
-// 3. Grid      a CTA holds kTileN columns of one head's W_UK and walks down the row tiles (config/tiles.h). Neighbouring CTAs have
+// 3. Grid      a CTA holds kTileN columns of one head's W_UK and takes the row tiles (config/tiles.h). Neighbouring CTAs have
 //              neighbouring columns of the same rows, so all CTAs in flight together read and write whole tokens.
 //
 // 4. Warps     warpgroups of 64 rows each, on their own once the barriers are made: each loads its rows, quantizes them in registers (a
@@ -34,9 +34,9 @@
 
 #include "kernels/absorb_q.h"
 #include "kernels/fragment.cuh"
+#include "kernels/pe.cuh"
 #include "kernels/ptx/cp_async.cuh"
 #include "kernels/ptx/griddepcontrol.cuh"
-#include "kernels/rope.cuh"
 #include "kernels/weights.cuh"
 
 namespace mla_fp8::absorb_q {
@@ -83,7 +83,7 @@ MLA_FP8_DEVICE void store_products(const Params& p, float (&values)[64], const f
 template <class Config>
 struct Worker {
   const Params& p;
-  const Walk at;
+  const Place at;
   const i32 slices;
   const LanePlace lane;
   const float w_scale;  // of chunk lane % kChunks: loaded once, shuffled to all
@@ -115,11 +115,11 @@ struct Worker {
                             row < p.s ? kVectorBytes : 0);
       }
     }
-    if (p.p != 0) {
+    if (p.pe != 0) {
 #pragma unroll
-      for (int j = 0; j < kRopeVectors; ++j) {
-        const RopeChunk chunk = rope_chunk(p, first_row, rope_index<kWarpgroup>(at.slice, slices, j));
-        if (chunk.exists) ptx::cp_async_cg_16(stage.q_pe[j][thread], rope_source(p, chunk, at.head), kVectorBytes);
+      for (int j = 0; j < kPeVectors; ++j) {
+        const PeChunk chunk = pe_chunk(p, first_row, pe_index<kWarpgroup>(at.slice, slices, j));
+        if (chunk.exists) ptx::cp_async_cg_16(stage.q_pe[j][thread], pe_source(p, chunk, at.head), kVectorBytes);
       }
     }
     ptx::cp_async_commit_group();
@@ -139,15 +139,15 @@ struct Worker {
     }
     __syncwarp();  // the next rows may come
     quantize(raw, p.is_fp16 != 0, fragment);
-    if (p.p != 0) {
+    if (p.pe != 0) {
 #pragma unroll
-      for (int j = 0; j < kRopeVectors; ++j) {
-        RopeChunk chunk = rope_chunk(p, first_row, rope_index<kWarpgroup>(at.slice, slices, j));
+      for (int j = 0; j < kPeVectors; ++j) {
+        PeChunk chunk = pe_chunk(p, first_row, pe_index<kWarpgroup>(at.slice, slices, j));
         load_shared(chunk.word, stage.q_pe[j][thread]);
-        store_rope<Config::kOutBytes, Config::kAlignBytes>(p, chunk, at.head, multiplier());
+        store_pe<Config::kOutBytes, Config::kAlignBytes>(p, chunk, at.head, multiplier());
       }
-      copy_rope<Config::kOutBytes, Config::kAlignBytes, kWarpgroup>(p, first_row, at.head, at.slice, slices,
-                                                                    kRopeVectors, multiplier());
+      copy_pe<Config::kOutBytes, Config::kAlignBytes, kWarpgroup>(p, first_row, at.head, at.slice, slices, kPeVectors,
+                                                                  multiplier());
     }
   }
 
@@ -159,14 +159,13 @@ struct Worker {
       const i64 row = first_row + lane.row + i * kLaneRowStep;
       load_row<Config::kAlignBytes>(raw[i], source(row), row < p.s, lane.quad);
     }
-    RopeChunk rope;
-    if (p.p != 0)
-      rope = load_rope<Config::kAlignBytes>(p, first_row, at.head, rope_index<kWarpgroup>(at.slice, slices, 0));
+    PeChunk pe;
+    if (p.pe != 0) pe = load_pe<Config::kAlignBytes>(p, first_row, at.head, pe_index<kWarpgroup>(at.slice, slices, 0));
     quantize(raw, p.is_fp16 != 0, fragment);
-    if (p.p != 0) {
-      store_rope<Config::kOutBytes, Config::kAlignBytes>(p, rope, at.head, multiplier());
-      copy_rope<Config::kOutBytes, Config::kAlignBytes, kWarpgroup>(p, first_row, at.head, at.slice, slices, 1,
-                                                                    multiplier());
+    if (p.pe != 0) {
+      store_pe<Config::kOutBytes, Config::kAlignBytes>(p, pe, at.head, multiplier());
+      copy_pe<Config::kOutBytes, Config::kAlignBytes, kWarpgroup>(p, first_row, at.head, at.slice, slices, 1,
+                                                                  multiplier());
     }
   }
 
@@ -210,7 +209,7 @@ template <class Config>
 MLA_FP8_DEVICE void run(const Params& p, typename Config::Shared& shared) {
   constexpr int kChunks = Config::kChunks;
   const i32 slices = p.r / Config::kTileN;
-  const Walk at = walk(p.h, slices);
+  const Place at = place_of(p.h, slices);
   const bool is_producer = threadIdx.x == Config::kThreads - 32;  // in the warp with the fewest rows
   const float* w_scale = p.w_uk_scale + at.head * p.w_uk_scale_stride[0] +
                          (at.slice * kChunks + threadIdx.x % kChunks) * p.w_uk_scale_stride[1];

@@ -10,13 +10,13 @@ inline constexpr int kWarpgroup = 128;   // threads
 inline constexpr int kChunkN = 128;      // columns computed and stored at a time: one row of scale blocks
 inline constexpr int kTileK = 128;       // D of the resident kernel: a scale group; 128 bytes, the swizzle's width
 inline constexpr int kNopeVectors = 8;   // 8 bf16 or fp16 each: a thread's share of its warpgroup's 64x128 of q_nope
-inline constexpr int kRopeVectors = 4;   // and of its 64x64 q_pe
+inline constexpr int kPeVectors = 4;   // and of its 64x64 q_pe
 
 // One warpgroup's next rows: q_nope as vectors of a quad of lanes, q_pe as a thread's own.
 template <bool kStaged>
 struct Stage {
   alignas(16) u8 q_nope[kNopeVectors][kWarpgroup][16];
-  alignas(16) u8 q_pe[kRopeVectors][kWarpgroup][16];
+  alignas(16) u8 q_pe[kPeVectors][kWarpgroup][16];
 };
 template <>
 struct Stage<false> {};
@@ -54,13 +54,13 @@ template <int kOutBytes>
 struct PhasedStorage {
   static constexpr int kRowsBytes = kWarpgroupM * kTileK;  // of a tile, e4m3, 128-byte swizzle
   static constexpr int kScaleBytes = kWarpgroupM * sizeof(float);
-  static constexpr int kRopeBytes = 8 * kOutBytes;  // of a thread: a chunk of 8 columns as it is stored
+  static constexpr int kPeBytes = 8 * kOutBytes;  // of a thread: a chunk of 8 columns as it is stored
   static constexpr int kBurst = 13;  // tiles
-  static constexpr int kBurstWithRope = kOutBytes == 1 ? 9 : 7;
+  static constexpr int kBurstWithPe = kOutBytes == 1 ? 9 : 7;
   static constexpr int kTilesBytes = kBurst * (kRowsBytes + kScaleBytes);
-  static constexpr int kTilesWithRopeBytes = kBurstWithRope * (kRowsBytes + kScaleBytes + kPhasedThreads * kRopeBytes);
+  static constexpr int kTilesWithPeBytes = kBurstWithPe * (kRowsBytes + kScaleBytes + kPhasedThreads * kPeBytes);
   alignas(1024) u8 w_uk[kPhasedWarpgroups][kChunkN * kTileK];
-  alignas(1024) u8 tiles[kTilesBytes > kTilesWithRopeBytes ? kTilesBytes : kTilesWithRopeBytes];  // rows, scales, q_pe
+  alignas(1024) u8 tiles[kTilesBytes > kTilesWithPeBytes ? kTilesBytes : kTilesWithPeBytes];  // rows, scales, q_pe
   PhasedStage stage[kPhasedStages];
   u64 full[kPhasedWarpgroups];
 };
@@ -85,7 +85,7 @@ struct Params {
   i64 q_pe_stride[2];  // s, h
   i64 w_uk_scale_stride[3];  // h, r / 128, d / 128
   i64 q_stride[2];  // s, h
-  i32 s, h, d, r, p;
+  i32 s, h, d, r, pe;
   u32 is_fp16;  // else bf16
   u32 phase_slot;  // of phases.cuh
 };

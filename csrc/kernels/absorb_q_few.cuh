@@ -1,6 +1,6 @@
-// absorb_q (formula, tensors, cost, numerics: absorb_q.cuh) for D = 128 and few rows: the product turned over (few_rows.cuh).
+// absorb_q (formula, tensors, cost, numerics: absorb_q.cuh) for D = 128 and few rows: operands swapped (few_rows.cuh).
 //
-// Grid      a CTA holds kTileN columns of one head's W_UK and walks down the row tiles of kTokens rows (config/tiles.h).
+// Grid      a CTA holds kTileN columns of one head's W_UK and takes the row tiles of kTokens rows (config/tiles.h).
 // Warps     the first 8 kTokens threads load and quantize the rows, all copy q_pe; then a warpgroup multiplies its kTiles tiles of 64 weight rows by
 //           them, scales and stores 2 kTiles neighbouring columns a lane. A lane of each warpgroup's last warp starts the copy of its weights.
 // Pipeline  barrier    producer -> consumer                      arrivals      bytes
@@ -11,8 +11,8 @@
 
 #include "kernels/absorb_q.h"
 #include "kernels/few_rows.cuh"
+#include "kernels/pe.cuh"
 #include "kernels/ptx/griddepcontrol.cuh"
-#include "kernels/rope.cuh"
 
 namespace mla_fp8::absorb_q {
 
@@ -55,7 +55,7 @@ template <class Config>
 MLA_FP8_DEVICE void run_few(const Params& p, typename Config::Shared& shared) {
   constexpr int kTokens = Config::kTokens, kTiles = Config::kTiles, kThreads = Config::kThreads;
   const i32 slices = p.r / Config::kTileN;
-  const Walk at = walk(p.h, slices);
+  const Place at = place_of(p.h, slices);
   const int warpgroup = threadIdx.x / kWarpgroup;
   const i32 first_column = at.slice * Config::kTileN + warpgroup * Config::kWarpgroupN;
   const bool is_producer = threadIdx.x % kWarpgroup == kWarpgroup - 32;
@@ -92,9 +92,8 @@ MLA_FP8_DEVICE void run_few(const Params& p, typename Config::Shared& shared) {
         shared_rows::load(raw[i], from + row * p.q_nope_stride[0], part, row + load_row < p.s);
       }
     }
-    RopeChunk rope;
-    if (p.p != 0)
-      rope = load_rope<kVectorBytes, kTokens>(p, first_row, at.head, rope_index<kThreads>(at.slice, slices, 0));
+    PeChunk pe;
+    if (p.pe != 0) pe = load_pe<kVectorBytes, kTokens>(p, first_row, at.head, pe_index<kThreads>(at.slice, slices, 0));
     const float w_scale = *w_scale_from;
     const float multiplier = Config::kOutBytes == 1 ? __frcp_rn(*p.out_scale) : 1.0f;
     if (quantizes) {
@@ -102,10 +101,10 @@ MLA_FP8_DEVICE void run_few(const Params& p, typename Config::Shared& shared) {
                                                             part);
       ptx::fence_proxy_async_shared_cta();
     }
-    if (p.p != 0) {
-      store_rope<Config::kOutBytes, kVectorBytes>(p, rope, at.head, multiplier);
-      copy_rope<Config::kOutBytes, kVectorBytes, kThreads, kTokens>(p, first_row, at.head, at.slice, slices, 1,
-                                                                    multiplier);
+    if (p.pe != 0) {
+      store_pe<Config::kOutBytes, kVectorBytes>(p, pe, at.head, multiplier);
+      copy_pe<Config::kOutBytes, kVectorBytes, kThreads, kTokens>(p, first_row, at.head, at.slice, slices, 1,
+                                                                  multiplier);
     }
     __syncthreads();
     wait(&shared.full[warpgroup], 0);

@@ -11,7 +11,7 @@ namespace mla_fp8::absorb_q {
 template <class Config>
 MLA_FP8_DEVICE void run_kloop(const Params& p, typename Config::Shared& shared) {
   const i32 slices = p.r / kloop::kTileN;
-  const Walk at = walk(p.h, slices);
+  const Place at = place_of(p.h, slices);
   const kloop::Weights weights{&p.w_uk,
                                p.w_uk_scale + at.head * p.w_uk_scale_stride[0] + at.slice * p.w_uk_scale_stride[1],
                                p.w_uk_scale_stride[2],
@@ -23,10 +23,10 @@ MLA_FP8_DEVICE void run_kloop(const Params& p, typename Config::Shared& shared) 
                                                             p.s, p.is_fp16 != 0, lane.quad};
   kloop::run<Config>(weights, at, p.s, shared, source, [&](i64 row, const float (&sums)[64]) {
     const float multiplier = Config::kOutBytes == 1 ? __frcp_rn(*p.out_scale) : 1.0f;
-    if (p.p != 0) {
+    if (p.pe != 0) {
       const i64 first_row = row - lane.row;
-      copy_rope<Config::kOutBytes, Config::kAlignBytes, kWarpgroup>(p, first_row, at.head, at.slice, slices, 0,
-                                                                    multiplier);
+      copy_pe<Config::kOutBytes, Config::kAlignBytes, kWarpgroup>(p, first_row, at.head, at.slice, slices, 0,
+                                                                  multiplier);
     }
     RowValues rows[kLaneRows];
 #pragma unroll

@@ -1,7 +1,7 @@
 // absorb_q (formula, tensors, cost, numerics: absorb_q.cuh) for D = 128 and many rows: all CTAs read and quantize up to kBurst row tiles, then all of
 // them multiply and write (phases.cuh).
 //
-// Grid      a CTA holds 512 columns of one head's of W_UK and walks down the row tiles of 64 rows, kBurst of them at a time (config/tiles.h).
+// Grid      a CTA holds 512 columns of one head's of W_UK and takes the row tiles of 64 rows, kBurst of them at a time (config/tiles.h).
 // Warps     reading: a thread brings 32 bytes of q_nope and 16 of q_pe a tile to its own places in a ring, quantizes them to the tile's place. Writing:
 //           warpgroup w multiplies, scales and stores columns 128 w.. of each tile in turn; no warp waits for another until the burst is done.
 //           Registers: 64 accumulators.
@@ -38,18 +38,18 @@ MLA_FP8_DEVICE void start_multiply(float (&p)[64], const u8* rows, const u8* til
 
 // A thread's chunk of q_pe, as it will be stored, to where the burst keeps it.
 template <int kOutBytes>
-MLA_FP8_DEVICE void keep_rope(u8* kept, const RopeChunk& rope, bool is_fp16, float multiplier) {
+MLA_FP8_DEVICE void keep_pe(u8* kept, const PeChunk& pe, bool is_fp16, float multiplier) {
   if constexpr (kOutBytes == 1) {
-    *reinterpret_cast<uint2*>(kept) = is_fp16 ? rope_e4m3<Fp16>(rope, multiplier) : rope_e4m3<Bf16>(rope, multiplier);
+    *reinterpret_cast<uint2*>(kept) = is_fp16 ? pe_e4m3<Fp16>(pe, multiplier) : pe_e4m3<Bf16>(pe, multiplier);
   } else {
-    *reinterpret_cast<uint4*>(kept) = make_uint4(rope.word[0], rope.word[1], rope.word[2], rope.word[3]);
+    *reinterpret_cast<uint4*>(kept) = make_uint4(pe.word[0], pe.word[1], pe.word[2], pe.word[3]);
   }
 }
 
 // A thread's chunk of q_pe from where the burst keeps it.
 template <int kOutBytes>
-MLA_FP8_DEVICE void store_kept_rope(const Params& p, const u8* kept, i64 first_row, i64 head) {
-  const RopeChunk chunk = rope_chunk(p, first_row, threadIdx.x);
+MLA_FP8_DEVICE void store_kept_pe(const Params& p, const u8* kept, i64 first_row, i64 head) {
+  const PeChunk chunk = pe_chunk(p, first_row, threadIdx.x);
   if (!chunk.exists) return;
   u8* to = static_cast<u8*>(p.q) + (chunk.row * p.q_stride[0] + head * p.q_stride[1] + p.r + chunk.column) * kOutBytes;
   if constexpr (kOutBytes == 1) {
@@ -61,21 +61,21 @@ MLA_FP8_DEVICE void store_kept_rope(const Params& p, const u8* kept, i64 first_r
 
 // A thread's share of a row tile, in its open batch of copies.
 MLA_FP8_DEVICE void fetch_tile(const Params& p, PhasedStage& stage, const u16* from, i64 first_row, int load_row,
-                               int part, i32 head, bool has_rope) {
+                               int part, i32 head, bool has_pe) {
   const i64 row = first_row + load_row;
   shared_rows::copy(stage.q_nope, from + (row < p.s ? row : 0) * p.q_nope_stride[0], part, row < p.s);
-  if (has_rope) {
-    const RopeChunk chunk = rope_chunk(p, first_row, threadIdx.x);
-    if (chunk.exists) ptx::cp_async_cg_16(stage.q_pe[threadIdx.x], rope_source(p, chunk, head), kVectorBytes);
+  if (has_pe) {
+    const PeChunk chunk = pe_chunk(p, first_row, threadIdx.x);
+    if (chunk.exists) ptx::cp_async_cg_16(stage.q_pe[threadIdx.x], pe_source(p, chunk, head), kVectorBytes);
   }
 }
 
 template <int kOutBytes>
 MLA_FP8_DEVICE void run_phased(const Params& p, PhasedStorage<kOutBytes>& shared) {
   using Shared = PhasedStorage<kOutBytes>;
-  const Walk at = walk(p.h, p.r / kPhasedN);
+  const Place at = place_of(p.h, p.r / kPhasedN);
   const i32 first_column = at.slice * kPhasedN;
-  const bool has_rope = p.p != 0 && at.slice == 0;
+  const bool has_pe = p.pe != 0 && at.slice == 0;
   const bool is_producer = threadIdx.x == kPhasedThreads - 32;
   const int warpgroup = threadIdx.x / kWarpgroup;
   if (is_producer) prefetch_weights<kOutBytes, kPhasedWarpgroups>(p, shared.full, first_column, at.head);
@@ -88,22 +88,22 @@ MLA_FP8_DEVICE void run_phased(const Params& p, PhasedStorage<kOutBytes>& shared
   const int part = threadIdx.x % shared_rows::kParts;
   const int load_row = threadIdx.x / shared_rows::kParts;
   const u16* from = p.q_nope + at.head * p.q_nope_stride[1];
-  const int most = p.p == 0 ? Shared::kBurst : Shared::kBurstWithRope;
+  const int most = p.pe == 0 ? Shared::kBurst : Shared::kBurstWithPe;
   const i64 step = at.row_step * kWarpgroupM;
   const i64 most_tiles = ((p.s + kWarpgroupM - 1) / kWarpgroupM + at.row_step - 1) / at.row_step;  // of a CTA
   const i64 bursts = (most_tiles + most - 1) / most;  // the same in every CTA
   const int burst = static_cast<int>((most_tiles + bursts - 1) / bursts);
   u8* const rows = shared.tiles;  // of a tile after the other
   float* const scales = reinterpret_cast<float*>(rows + most * Shared::kRowsBytes);
-  u8* const ropes =
-      rows + most * (Shared::kRowsBytes + Shared::kScaleBytes) + threadIdx.x * Shared::kRopeBytes;  // this thread's
-  const auto rope_at = [&](int tile) { return ropes + tile * (kPhasedThreads * Shared::kRopeBytes); };
+  u8* const kept_pe =
+      rows + most * (Shared::kRowsBytes + Shared::kScaleBytes) + threadIdx.x * Shared::kPeBytes;  // this thread's
+  const auto pe_at = [&](int tile) { return kept_pe + tile * (kPhasedThreads * Shared::kPeBytes); };
   i64 fetched = at.row_tile * kWarpgroupM;
   i64 fetch_end = 0;  // rows from here on are the next burst's
   int fetched_stage = 0;
   const auto fetch = [&] {
     if (fetched < p.s && fetched < fetch_end) {
-      fetch_tile(p, shared.stage[fetched_stage], from, fetched, load_row, part, at.head, has_rope);
+      fetch_tile(p, shared.stage[fetched_stage], from, fetched, load_row, part, at.head, has_pe);
     }
     ptx::cp_async_commit_group();
     fetched += step;
@@ -128,13 +128,13 @@ MLA_FP8_DEVICE void run_phased(const Params& p, PhasedStorage<kOutBytes>& shared
       ptx::cp_async_wait_group<kPhasedStages - 1>();
       shared_rows::Raw raw[1];
       shared_rows::take(raw[0], shared.stage[stage].q_nope);
-      RopeChunk rope;
-      if (has_rope) load_shared(rope.word, shared.stage[stage].q_pe[threadIdx.x]);
+      PeChunk pe;
+      if (has_pe) load_shared(pe.word, shared.stage[stage].q_pe[threadIdx.x]);
       fetch();
       stage = stage + 1 == kPhasedStages ? 0 : stage + 1;
       shared_rows::quantize<0>(rows + tile * Shared::kRowsBytes, scales + tile * kWarpgroupM, raw, p.is_fp16 != 0,
                                load_row, part);
-      if (has_rope) keep_rope<kOutBytes>(rope_at(tile), rope, p.is_fp16 != 0, multiplier);
+      if (has_pe) keep_pe<kOutBytes>(pe_at(tile), pe, p.is_fp16 != 0, multiplier);
     }
     ptx::fence_proxy_async_shared_cta();
     __syncthreads();
@@ -148,9 +148,9 @@ MLA_FP8_DEVICE void run_phased(const Params& p, PhasedStorage<kOutBytes>& shared
 #pragma unroll
       for (int i = 0; i < kLaneRows; ++i)
         scale[i] = __fmul_rn(scales[tile * kWarpgroupM + lane.row + i * kLaneRowStep], w_scale);
-      if (has_rope) {
-        store_kept_rope<kOutBytes>(p, rope_at(tile), tile_row, at.head);
-        copy_rope<kOutBytes, kVectorBytes, kPhasedThreads>(p, tile_row, at.head, 0, 1, 1, multiplier);
+      if (has_pe) {
+        store_kept_pe<kOutBytes>(p, pe_at(tile), tile_row, at.head);
+        copy_pe<kOutBytes, kVectorBytes, kPhasedThreads>(p, tile_row, at.head, 0, 1, 1, multiplier);
       }
       ptx::wgmma_wait_group_sync_aligned<0>();
       store_products<kOutBytes, kVectorBytes>(p, values, scale, tile_row + lane.row, at.head,

@@ -1,7 +1,7 @@
 // absorb_q (formula, tensors, cost, numerics: absorb_q.cuh) for D = 128 and some rows, where what surrounds a launch decides: half of an SM is left, so
 // that the next launch's CTAs start beside these and bring their weights to L2 before griddepcontrol_wait.
 //
-// Grid      a CTA holds 128 kWarpgroups kChunks columns of one head's W_UK and walks down the row tiles of 64 rows.
+// Grid      a CTA holds 128 kWarpgroups kChunks columns of one head's W_UK and takes the row tiles of 64 rows.
 // Warps     all threads quantize the rows (shared_rows.cuh), a thread what it brought itself; then warpgroup w multiplies, scales and stores its kChunks
 //           times 128 columns, and q_pe after them. Registers: 64 accumulators.
 // Pipeline  barrier        producer -> consumer                      arrivals      bytes
@@ -50,23 +50,23 @@ MLA_FP8_DEVICE void multiply_and_store(const Params& p, const u8* rows, const fl
 
 // The CTA's share of a row tile's q_pe: what a thread fetched, then what is left.
 template <class Config>
-MLA_FP8_DEVICE void store_rows_rope(const Params& p, const Walk& at, i32 slices, const u32 (&rope)[Config::kSlots][4],
-                                    i64 first_row, float multiplier) {
+MLA_FP8_DEVICE void store_rows_pe(const Params& p, const Place& at, i32 slices, const u32 (&pe)[Config::kSlots][4],
+                                  i64 first_row, float multiplier) {
 #pragma unroll
   for (int i = 0; i < Config::kSlots; ++i) {
-    RopeChunk chunk = rope_chunk(p, first_row, rope_index<Config::kThreads>(at.slice, slices, i));
+    PeChunk chunk = pe_chunk(p, first_row, pe_index<Config::kThreads>(at.slice, slices, i));
 #pragma unroll
-    for (int j = 0; j < 4; ++j) chunk.word[j] = rope[i][j];
-    store_rope<Config::kOutBytes, kVectorBytes>(p, chunk, at.head, multiplier);
+    for (int j = 0; j < 4; ++j) chunk.word[j] = pe[i][j];
+    store_pe<Config::kOutBytes, kVectorBytes>(p, chunk, at.head, multiplier);
   }
-  copy_rope<Config::kOutBytes, kVectorBytes, Config::kThreads>(p, first_row, at.head, at.slice, slices, Config::kSlots,
-                                                               multiplier);
+  copy_pe<Config::kOutBytes, kVectorBytes, Config::kThreads>(p, first_row, at.head, at.slice, slices, Config::kSlots,
+                                                             multiplier);
 }
 
 template <class Config>
 MLA_FP8_DEVICE void run_shared(const Params& p, typename Config::Shared& shared) {
   const i32 slices = p.r / Config::kTileN;
-  const Walk at = walk(p.h, slices);
+  const Place at = place_of(p.h, slices);
   const bool is_producer = threadIdx.x == Config::kThreads - 32;
   const int warpgroup = threadIdx.x / kWarpgroup;
   const i32 first_column = at.slice * Config::kTileN;
@@ -102,18 +102,18 @@ MLA_FP8_DEVICE void run_shared(const Params& p, typename Config::Shared& shared)
     fetched += step;
     fetched_stage = fetched_stage + 1 == Config::kStages ? 0 : fetched_stage + 1;
   };
-  u32 rope[Config::kSlots][4];
-  const auto fetch_rope = [&](i64 first_row) {
-    if (p.p == 0) return;
+  u32 pe[Config::kSlots][4];
+  const auto fetch_pe = [&](i64 first_row) {
+    if (p.pe == 0) return;
 #pragma unroll
     for (int i = 0; i < Config::kSlots; ++i) {
-      const RopeChunk chunk = rope_chunk(p, first_row, rope_index<Config::kThreads>(at.slice, slices, i));
-      if (chunk.exists) load_vector<kVectorBytes>(rope[i], rope_source(p, chunk, at.head));
+      const PeChunk chunk = pe_chunk(p, first_row, pe_index<Config::kThreads>(at.slice, slices, i));
+      if (chunk.exists) load_vector<kVectorBytes>(pe[i], pe_source(p, chunk, at.head));
     }
   };
 #pragma unroll
   for (int i = 0; i < Config::kStages; ++i) fetch();
-  fetch_rope(first);
+  fetch_pe(first);
   const LanePlace lane = lane_place();
   const float* w_scale_from = p.w_uk_scale + at.head * p.w_uk_scale_stride[0] +
                               (at.slice * Config::kWarpgroups + warpgroup) * Config::kChunks * p.w_uk_scale_stride[1];
@@ -140,9 +140,9 @@ MLA_FP8_DEVICE void run_shared(const Params& p, typename Config::Shared& shared)
                                  w_scale[chunk], first_row, at.head,
                                  first_column + (warpgroup * Config::kChunks + chunk) * kChunkN, multiplier, lane);
     }
-    if (p.p != 0) {
-      store_rows_rope<Config>(p, at, slices, rope, first_row, multiplier);
-      if (first_row + step < p.s) fetch_rope(first_row + step);
+    if (p.pe != 0) {
+      store_rows_pe<Config>(p, at, slices, pe, first_row, multiplier);
+      if (first_row + step < p.s) fetch_pe(first_row + step);
     }
   }
 }

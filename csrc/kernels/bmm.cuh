@@ -111,7 +111,7 @@ struct Source {
 
 template <class Config>
 MLA_FP8_DEVICE void run(const Params& p, typename Config::Shared& shared) {
-  const Walk at = walk(p.batch, p.n / kloop::kTileN);
+  const Place at = place_of(p.batch, p.n / kloop::kTileN);
   const kloop::Weights weights{&p.b,
                                p.b_scale + at.head * p.b_scale_stride[0] + at.slice * p.b_scale_stride[1],
                                p.b_scale_stride[2],

@@ -1,4 +1,4 @@
-// The product turned over, for few rows: weights are wgmma's A, 64 of their rows at a time, and the activations its B, whose 8, 16 or 32 rows are all
+// Operands swapped (swap AB), for few rows: weights are wgmma's A, 64 of their rows at a time, and the activations its B, whose 8, 16 or 32 rows are all
 // there is to compute. So a thread keeps kTokens / 2 sums for 64 columns instead of 64 sums for 128, and a CTA so little that the next launch's CTAs
 // fit beside it and bring their weights to L2 before griddepcontrol_wait. The sums have the bits of the other way round.
 //

@@ -121,7 +121,7 @@ struct Ring {
 // Source: fetch(Stage&, row, block) and consume(Stage&, Fragment&), or load(row, block, Fragment&), for the lane's rows `row` and row + 8.
 // finish(row, sums): after all of K.
 template <class Config, class Source, class Finish>
-MLA_FP8_DEVICE void run(const Weights& weights, const Walk& at, i64 rows, typename Config::Shared& shared,
+MLA_FP8_DEVICE void run(const Weights& weights, const Place& at, i64 rows, typename Config::Shared& shared,
                         const Source& source, const Finish& finish) {
   constexpr int kStages = Config::kStages;
   const i64 row_tiles = (rows + Config::kTileM - 1) / Config::kTileM;

@@ -1,4 +1,4 @@
-// Shared memory of the kernels that walk K: a ring of 128x128 weight tiles, which keeps them if all of K fits, and the next rows.
+// Shared memory of the kernels that loop over K: a ring of 128x128 weight tiles, which keeps them if all of K fits, and the next rows.
 #pragma once
 
 #include "kernels/types.h"

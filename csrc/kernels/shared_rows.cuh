@@ -96,12 +96,12 @@ MLA_FP8_DEVICE void quantize(u8* tile, float* scales, const Raw (&raw)[kSlots], 
 inline constexpr u64 kStepDescriptor = kWgmmaK >> 4;
 
 // The rows of a CTA: a run of neighbouring row tiles of one head and column tile.
-struct Run {
+struct RowRun {
   i32 head, slice;
   i64 first, end;  // rows
 };
 
-MLA_FP8_DEVICE Run run_of(u32 heads, u32 slices, i64 s) {
+MLA_FP8_DEVICE RowRun row_run_of(u32 heads, u32 slices, i64 s) {
   const u32 columns = heads * slices;
   const u32 column = blockIdx.x % columns;
   const i64 runs = gridDim.x / columns;

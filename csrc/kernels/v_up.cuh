@@ -35,7 +35,7 @@ MLA_FP8_DEVICE float row_amax(const RowValues& values) {
 
 template <class Config>
 MLA_FP8_DEVICE void run(const Params& p, typename Config::Shared& shared) {
-  const Walk at = walk(p.h, p.v_dim / kloop::kTileN);
+  const Place at = place_of(p.h, p.v_dim / kloop::kTileN);
   const kloop::Weights weights{&p.w_uv,
                                p.w_uv_scale + at.head * p.w_uv_scale_stride[0] + at.slice * p.w_uv_scale_stride[1],
                                p.w_uv_scale_stride[2],

@@ -1,6 +1,6 @@
-// v_up and v_up_quantized (formula, tensors, cost, numerics: v_up.cuh) for R = 512 and few rows: the product turned over (few_rows.cuh).
+// v_up and v_up_quantized (formula, tensors, cost, numerics: v_up.cuh) for R = 512 and few rows: operands swapped (few_rows.cuh).
 //
-// Grid      a CTA holds W_UV[h] and walks down the row tiles of kTokens rows (config/tiles.h).
+// Grid      a CTA holds W_UV[h] and takes the row tiles of kTokens rows (config/tiles.h).
 // Warps     all threads load and quantize the rows, a warp one row at a time; then a warpgroup multiplies its 64 weight rows by them, a product for each of
 //           R's four blocks, adds the products, k ascending and by the same fused multiply-adds as kloop.cuh, and stores two neighbouring columns a lane.
 // Pipeline  barrier    producer -> consumer                      arrivals  bytes
@@ -71,7 +71,7 @@ MLA_FP8_DEVICE void run_few(const Params& p, FewRowsStorage<kTokens>& shared) {
   constexpr int kRowThreads = kFewLanes;
   static_assert(kRowThreads == kBlocks * shared_rows::kParts);
   const i32 slices = p.v_dim / kloop::kTileN;
-  const Walk at = walk(p.h, slices);
+  const Place at = place_of(p.h, slices);
   const int warpgroup = threadIdx.x / kloop::kWarpgroup;
   const i32 first_column = at.slice * kloop::kTileN;
   const bool is_producer = threadIdx.x % 64 == 32;  // of a block: one warp of two

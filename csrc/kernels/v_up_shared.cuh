@@ -108,7 +108,7 @@ MLA_FP8_DEVICE void share_scales(const Params& p, SharedRowsStorage& shared, con
 template <int kOutBytes>
 MLA_FP8_DEVICE void run_shared(const Params& p, SharedRowsStorage& shared) {
   const i32 slices = p.v_dim / kloop::kTileN;
-  const shared_rows::Run at = shared_rows::run_of(p.h, slices, p.s);
+  const shared_rows::RowRun at = shared_rows::row_run_of(p.h, slices, p.s);
   const int warpgroup = threadIdx.x / kloop::kWarpgroup;
   const i32 first_column = at.slice * kloop::kTileN;
   const bool is_producer = threadIdx.x % kloop::kWarpgroup == kloop::kWarpgroup - 32;  // of its block

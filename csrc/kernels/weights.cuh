@@ -71,12 +71,12 @@ MLA_FP8_DEVICE void prefetch_weight_tile(const TensorMap* map, i32 column, i32 r
 }
 
 // The tiles of this CTA: one column tile of one head, and every row_step-th row tile from row_tile (see config/tiles.h).
-struct Walk {
+struct Place {
   i32 head, slice;
   i64 row_tile, row_step;
 };
 
-MLA_FP8_DEVICE Walk walk(u32 heads, u32 slices) {
+MLA_FP8_DEVICE Place place_of(u32 heads, u32 slices) {
   const u32 columns = heads * slices;
   const u32 column = blockIdx.x % columns;
   return {static_cast<i32>(column / slices), static_cast<i32>(column % slices), blockIdx.x / columns,
