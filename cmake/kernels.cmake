@@ -1,4 +1,4 @@
-# Compiles each csrc/kernels/<op>.cu to <op>.fatbin and embeds it. Without nvcc the table is empty, and NVRTC compiles the installed
+# Compiles each csrc/kernels/sm90/<op>.cu to <op>.fatbin and embeds it. Without nvcc the table is empty, and NVRTC compiles the installed
 # sources at first use. CMake's own CUDA language would look for a toolkit, a runtime library and a device linker: none is needed.
 set(MLA_FP8_OLDEST_NVCC 12.3)
 
@@ -40,7 +40,7 @@ function(mla_fp8_embed_kernels target)
   set(fatbins "")
   if(NVCC)
     foreach(op IN LISTS ARGN)
-      set(source ${CMAKE_CURRENT_SOURCE_DIR}/csrc/kernels/${op}.cu)
+      set(source ${CMAKE_CURRENT_SOURCE_DIR}/csrc/kernels/sm90/${op}.cu)
       set(fatbin ${CMAKE_CURRENT_BINARY_DIR}/${op}.fatbin)
       add_custom_command(
         OUTPUT ${fatbin}

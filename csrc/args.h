@@ -4,12 +4,9 @@
 
 #include <cstdint>
 
+#include "product.h"
+
 namespace mla_fp8 {
-
-// A 1x128 group of activations, or a 128x128 block of weights, shares one scale.
-inline constexpr int64_t kScaleGroup = 128;
-
-enum class Dtype : uint8_t { kBf16, kFp16, kE4m3, kFp32, kOther };
 
 // q_nope [S,H,K] -> q_val [H,M,K], q_scale [H,M,K/128]
 struct QuantizeArgs {

@@ -1,4 +1,4 @@
-"""Types of csrc/config/module.cpp; the fields are explained in csrc/config/config.h and csrc/config/tiles.h."""
+"""Types of csrc/config/module.cpp; the fields are explained in csrc/config/config.h and csrc/config/tile.h."""
 
 import enum
 from typing import ClassVar

@@ -40,7 +40,7 @@ def forced_tile(symbol: str) -> Iterator[None]:
     """Make this thread's CUDA calls of the tile's op use that tile, to compare it with others.
 
     Args:
-        symbol: of a line of csrc/config/tiles.h, as `tiles()` lists them, e.g. "absorb_q_n512".
+        symbol: of a line of csrc/kernels/sm90/tiles.h, as `tiles()` lists them, e.g. "absorb_q_n512".
 
     Returns:
         a context manager; at its end the thread chooses tiles again.

@@ -50,10 +50,10 @@ def cache_directory() -> Path:
 
 
 def load(name: str) -> bytes:
-    """The image of csrc/kernels/<name>.cu, from the cache or compiled now: by one of the processes that ask at once."""
+    """The image of csrc/kernels/sm90/<name>.cu, from the cache or compiled now: by one of the processes that ask at once."""
     nvrtc = _import_nvrtc()
     sources = source_directory()
-    source = sources / "kernels" / f"{name}.cu"
+    source = sources / "kernels" / "sm90" / f"{name}.cu"
     arguments = nvrtc, source, [*OPTIONS, f"--include-path={sources}"]
     try:
         path = _cached_path(nvrtc, name)

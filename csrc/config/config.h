@@ -9,25 +9,20 @@
 #include <string>
 #include <vector>
 
-#include "config/tiles.h"  // Op, Tile, kTiles
+#include "config/tile.h"  // Op, Tile, kTiles
 
 namespace mla_fp8 {
 
-inline constexpr int64_t kExtentStep = 128;  // n and k come in scale groups
-inline constexpr int64_t kMaxExtent = 16384;  // of n and k
-inline constexpr int64_t kMaxRows = 2147483647;  // of s and heads
 inline constexpr int64_t kMaxPaddedRows = int64_t{1} << 32;  // of m
 inline constexpr int64_t kMaxTokens = int64_t{1} << 48;  // of rows * heads; keeps every product in int64
-inline constexpr int64_t kMaxPe = 256;
-inline constexpr int64_t kPeStep = 16;
 inline constexpr int64_t kMaxGridX = 2147483647;  // CUDA's limit of gridDim.x
 
 struct Problem {
   Op op = Op::kAbsorbQ;
   int64_t s = 0;  // rows a head: S, or m for bmm
   int64_t heads = 1;  // H, or B for bmm
-  int64_t n = kExtentStep;  // columns of the product: R for absorb_q, V for v_up; quantize_q_nope ignores it
-  int64_t k = kExtentStep;  // columns of the activations: D for absorb_q, R for v_up
+  int64_t n = kScaleGroup;  // columns of the product: R for absorb_q, V for v_up; quantize_q_nope ignores it
+  int64_t k = kScaleGroup;  // columns of the activations: D for absorb_q, R for v_up
   int64_t pe = 0;  // rope columns appended by absorb_q
   int64_t m = 0;  // rows that quantize_q_nope writes, zero padding included; 0 means s
   int in_bytes = 2;  // an activation element: 2, or 1 for bmm

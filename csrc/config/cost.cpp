@@ -21,7 +21,7 @@ constexpr int kLoadsInFlight = 8;           // of a thread: 32 registers of 16-b
 constexpr int least_align_bytes(Op op) { return op == Op::kBmm ? 1 : 2; }  // what the least aligned problem has
 
 constexpr bool is_sane(const Tile& tile) {
-  return tile.m >= 1 && tile.n >= kExtentStep && tile.n % kExtentStep == 0 && tile.threads >= 1 &&
+  return tile.m >= 1 && tile.n >= kScaleGroup && tile.n % kScaleGroup == 0 && tile.threads >= 1 &&
          tile.threads <= kMaxThreads && tile.stages >= (tile.op == Op::kQuantizeQNope ? 0 : 1) &&
          tile.smem_bytes >= 0 && tile.align_bytes >= 1 && tile.align_bytes <= kVectorBytes && tile.regs >= 0;
 }
@@ -44,7 +44,7 @@ constexpr bool every_line_is_sane() {
 // Is there a tile that takes every supported problem of this op and output on a Hopper GPU?
 constexpr bool is_total(Op op, int out_bytes) {
   for (const Tile& tile : kTiles) {
-    const bool any_extent = tile.k == 0 && tile.n == kExtentStep;
+    const bool any_extent = tile.k == 0 && tile.n == kScaleGroup;
     const bool any_output = tile.out_bytes == 0 || tile.out_bytes == out_bytes;
     const bool any_alignment = tile.align_bytes <= least_align_bytes(op);
     const bool fits = fits_smem(tile, Device{}) && fits_threads(tile, Device{}) && fits_registers(tile, Device{});
@@ -69,14 +69,14 @@ struct Operands {
 
 Operands operands(const Problem& p) {
   const double rows = static_cast<double>(p.s) * p.heads;
-  const double group_scales = rows * p.k / kExtentStep * kScaleBytes;
+  const double group_scales = rows * p.k / kScaleGroup * kScaleBytes;
   if (p.op == Op::kQuantizeQNope) {
     const double rows_out = static_cast<double>(rows_covered(p)) * p.heads;
-    return {rows * p.k * p.in_bytes, 0, rows_out * p.k * (1 + kScaleBytes / kExtentStep)};
+    return {rows * p.k * p.in_bytes, 0, rows_out * p.k * (1 + kScaleBytes / kScaleGroup)};
   }
   const double weights = static_cast<double>(p.heads) * p.n * p.k;
   return {rows * (p.k + p.pe) * p.in_bytes + (p.op == Op::kBmm ? group_scales : 0),
-          weights * (1 + kScaleBytes / (kExtentStep * kExtentStep)), rows * (p.n + p.pe) * p.out_bytes};
+          weights * (1 + kScaleBytes / (kScaleGroup * kScaleGroup)), rows * (p.n + p.pe) * p.out_bytes};
 }
 
 unsigned find_drops(const Tile& tile, const Problem& p, const Device& d) {
@@ -116,7 +116,7 @@ Config lay_out(const Tile& tile, const Problem& p, const Device& d) {
 }
 
 bool keeps_weights(const Tile& tile, const Problem& p) {
-  return tile.persistent && tile.n / kExtentStep * (p.k / kExtentStep) <= tile.stages;
+  return tile.persistent && tile.n / kScaleGroup * (p.k / kScaleGroup) <= tile.stages;
 }
 
 // Fills in modelled_bytes and modelled_us of a non-empty grid.

@@ -113,7 +113,7 @@ void bind_inputs(py::module_& module) {
 }
 
 void bind_outputs(py::module_& module) {
-  Struct<Tile>(module, "Tile", "A compiled kernel; see csrc/config/tiles.h.")
+  Struct<Tile>(module, "Tile", "A compiled kernel; see csrc/config/tile.h.")
       .field("symbol", &Tile::symbol)
       .field("op", &Tile::op)
       .field("m", &Tile::m)

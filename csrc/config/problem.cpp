@@ -50,10 +50,10 @@ void check_problem(Rules& rules, const Problem& p) {
   rules.range("s", p.s, 0, kMaxRows);
   rules.range("m", p.m, quantize && p.m != 0 ? p.s : 0, quantize ? kMaxPaddedRows : 0);
   const int64_t rows = std::max<int64_t>(rows_covered(p), 1);
-  if (!quantize) rules.range("n", p.n, kExtentStep, kMaxExtent, kExtentStep);
-  const int64_t columns_a_head = quantize || rules.broken() ? 1 : p.n / kExtentStep;  // each needs a CTA of its own
+  if (!quantize) rules.range("n", p.n, kScaleGroup, kMaxExtent, kScaleGroup);
+  const int64_t columns_a_head = quantize || rules.broken() ? 1 : p.n / kScaleGroup;  // each needs a CTA of its own
   rules.range("heads", p.heads, 1, std::min(kMaxTokens / rows, kMaxGridX / columns_a_head));
-  rules.range("k", p.k, kExtentStep, kMaxExtent, kExtentStep);
+  rules.range("k", p.k, kScaleGroup, kMaxExtent, kScaleGroup);
   rules.range("pe", p.pe, 0, p.op == Op::kAbsorbQ ? kMaxPe : 0, kPeStep);
   rules.range("in_bytes", p.in_bytes, bmm ? 1 : 2, bmm ? 1 : 2);
   rules.range("out_bytes", p.out_bytes, bmm ? 2 : 1, quantize ? 1 : 2);

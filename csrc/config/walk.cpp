@@ -142,8 +142,8 @@ WalkReport walk_random(int64_t count, uint64_t seed, const Device& device) {
   for (int64_t i = 0; i < count; ++i) {
     const Op op = kOps[below(4)];
     const Choices c = choices(op);
-    Problem p = problem_of(op, log_uniform(31), 1 + log_uniform(16), kExtentStep * (1 + below(128)),
-                           kExtentStep * (1 + below(128)));
+    Problem p = problem_of(op, log_uniform(31), 1 + log_uniform(16), kScaleGroup * (1 + below(128)),
+                           kScaleGroup * (1 + below(128)));
     p.pe = p.op == Op::kAbsorbQ ? kPeStep * below(kMaxPe / kPeStep + 1) : 0;
     p.out_bytes = static_cast<int>(pick(c.out_bytes));
     p.align_bytes = static_cast<int>(pick(c.align_bytes));

@@ -10,7 +10,7 @@
 #include <cuda.h>
 #endif
 
-#include "config/tiles.h"
+#include "config/tile.h"
 
 namespace mla_fp8::cuda::abi {
 

@@ -41,22 +41,6 @@
 
 namespace mla_fp8::absorb_q {
 
-template <int kTileN_, int kWarpgroups_, int kOutBytes_, int kAlignBytes_>
-struct Config {
-  static constexpr int kTileN = kTileN_;
-  static constexpr int kChunks = kTileN / kChunkN;
-  static constexpr int kWarpgroups = kWarpgroups_;
-  static constexpr int kTileM = kWarpgroups * kWarpgroupM;
-  static constexpr int kThreads = kWarpgroups * kWarpgroup;
-  static constexpr bool kStaged = kWarpgroups > 1;
-  static constexpr int kOutBytes = kOutBytes_;
-  static constexpr int kAlignBytes = kAlignBytes_;
-  using Shared = SharedStorage<kTileN, kWarpgroups>;
-  static_assert(kTileN % kChunkN == 0 && kChunkN == kGroup && kTileK == kGroup);
-  static_assert(kAlignBytes == kVectorBytes || !kStaged);
-  static_assert(sizeof(Shared) <= 227 * 1024);
-};
-
 // Both rows' 128 columns from `column` on.
 template <int kOutBytes, int kAlignBytes>
 MLA_FP8_DEVICE void store_columns(const Params& p, const RowValues (&rows)[kLaneRows], i64 row, i64 head, i32 column,

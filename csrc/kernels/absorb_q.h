@@ -1,6 +1,7 @@
 // What absorb_q's launcher and kernel share: the kernel's argument and its shared memory.
 #pragma once
 
+#include "kernels/lanes.h"
 #include "kernels/types.h"
 
 namespace mla_fp8::absorb_q {
@@ -88,6 +89,85 @@ struct Params {
   i32 s, h, d, r, pe;
   u32 is_fp16;  // else bf16
   u32 phase_slot;  // of phases.cuh
+};
+
+// For D = 128 and 16-byte accesses.
+struct Tuned : Schedule {
+  static constexpr int kK = kTileK;
+  static constexpr int kAlignBytes = kVectorBytes;
+};
+
+template <int kTileN_, int kWarpgroups_, int kOutBytes_, int kAlignBytes_>
+struct Config : Schedule {
+  static constexpr int kTileN = kTileN_;
+  static constexpr int kChunks = kTileN / kChunkN;
+  static constexpr int kWarpgroups = kWarpgroups_;
+  static constexpr int kTileM = kWarpgroups * kWarpgroupM;
+  static constexpr int kK = kTileK;
+  static constexpr int kStages = kChunks;
+  static constexpr int kThreads = kWarpgroups * kWarpgroup;
+  static constexpr bool kStaged = kWarpgroups > 1;
+  static constexpr int kOutBytes = kOutBytes_;
+  static constexpr int kAlignBytes = kAlignBytes_;
+  static constexpr int kStoredColumns = kLaneColumns<kOutBytes>;
+  using Params = absorb_q::Params;
+  using Shared = SharedStorage<kTileN, kWarpgroups>;
+  static_assert(kTileN % kChunkN == 0 && kChunkN == kTileK);
+  static_assert(kAlignBytes == kVectorBytes || !kStaged);
+  static_assert(sizeof(Shared) <= kMaxSharedBytes);
+};
+
+template <int kWarpgroups_, int kChunks_, int kOutBytes_>
+struct SharedConfig : Tuned {
+  static constexpr int kWarpgroups = kWarpgroups_;
+  static constexpr int kChunks = kChunks_;  // of 128 columns, of a warpgroup
+  static constexpr int kStages = kWarpgroups * kChunks;
+  static constexpr int kRowStages = kSharedStages;
+  static constexpr int kThreads = kWarpgroups * kWarpgroup;
+  static constexpr int kTileM = kWarpgroupM;
+  static constexpr int kTileN = kWarpgroups * kChunks * kChunkN;
+  static constexpr int kOutBytes = kOutBytes_;
+  static constexpr int kStoredColumns = kLaneColumns<kOutBytes>;
+  static constexpr bool kLeavesRoom = true;
+  static constexpr int kSlots = kWarpgroupM * kParts / kThreads;  // rows, and chunks of q_pe, of a thread
+  static constexpr int kSlotRows = kThreads / kParts;  // between a thread's rows
+  using Params = absorb_q::Params;
+  using Shared = SharedRowsStorage<kWarpgroups, kChunks>;
+  static_assert(sizeof(Shared) <= kMaxSharedBytes);
+};
+
+template <int kOutBytes_>
+struct PhasedConfig : Tuned {
+  static constexpr int kStages = kPhasedWarpgroups;
+  static constexpr int kThreads = kPhasedThreads;
+  static constexpr int kTileM = kWarpgroupM;
+  static constexpr int kTileN = kPhasedN;
+  static constexpr int kOutBytes = kOutBytes_;
+  static constexpr int kStoredColumns = kLaneColumns<kOutBytes>;
+  static constexpr bool kPhased = true;
+  using Params = absorb_q::Params;
+  using Shared = PhasedStorage<kOutBytes>;
+  static_assert(sizeof(Shared) <= kMaxSharedBytes);
+};
+
+template <int kTokens_, int kWarpgroups_, int kTiles_, int kOutBytes_>
+struct FewConfig : Tuned {
+  static constexpr int kTokens = kTokens_;
+  static constexpr int kTileM = kTokens;
+  static constexpr int kWarpgroups = kWarpgroups_;
+  static constexpr int kTiles = kTiles_;  // of a warpgroup
+  static constexpr int kThreads = kWarpgroups * kWarpgroup;
+  static constexpr int kWarpgroupN = kTiles * kWarpgroupM;
+  static constexpr int kTileN = kWarpgroups * kWarpgroupN;
+  static constexpr int kStages = kTileN / kChunkN;
+  static constexpr int kOutBytes = kOutBytes_;
+  static constexpr int kStoredColumns = 2 * kTiles;
+  static constexpr bool kLeavesRoom = true, kSwapAb = true;
+  static constexpr int kLanes = kTokens * kParts;  // that quantize
+  static constexpr int kSlots = (kLanes + kThreads - 1) / kThreads;
+  using Params = absorb_q::Params;
+  using Shared = FewRowsStorage<kTokens, kWarpgroups, kTiles>;
+  static_assert(kLanes % kThreads == 0 || kLanes < kThreads);
 };
 
 }  // namespace mla_fp8::absorb_q

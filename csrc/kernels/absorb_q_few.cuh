@@ -16,21 +16,6 @@
 
 namespace mla_fp8::absorb_q {
 
-template <int kTokens_, int kWarpgroups_, int kTiles_, int kOutBytes_>
-struct FewConfig {
-  static constexpr int kTokens = kTokens_;
-  static constexpr int kWarpgroups = kWarpgroups_;
-  static constexpr int kTiles = kTiles_;  // of a warpgroup
-  static constexpr int kThreads = kWarpgroups * kWarpgroup;
-  static constexpr int kWarpgroupN = kTiles * few_rows::kTileRows;
-  static constexpr int kTileN = kWarpgroups * kWarpgroupN;
-  static constexpr int kOutBytes = kOutBytes_;
-  static constexpr int kLanes = kTokens * shared_rows::kParts;  // that quantize
-  static constexpr int kSlots = (kLanes + kThreads - 1) / kThreads;
-  using Shared = FewRowsStorage<kTokens, kWarpgroups, kTiles>;
-  static_assert(kLanes % kThreads == 0 || kLanes < kThreads);
-};
-
 // A lane's columns of each of its tokens.
 template <class Config>
 MLA_FP8_DEVICE void store_tokens(const Params& p, const float* row_scale,
@@ -77,8 +62,8 @@ MLA_FP8_DEVICE void run_few(const Params& p, typename Config::Shared& shared) {
 
   const few_rows::Lane lane = few_rows::lane_of<kTiles>();
   const i32 column = first_column + lane.column;
-  const int part = threadIdx.x % shared_rows::kParts;
-  const int load_row = threadIdx.x / shared_rows::kParts;
+  const int part = threadIdx.x % kParts;
+  const int load_row = threadIdx.x / kParts;
   const bool quantizes = Config::kLanes >= kThreads || threadIdx.x < Config::kLanes;
   const u16* from = p.q_nope + at.head * p.q_nope_stride[1] + load_row * p.q_nope_stride[0];
   const float* w_scale_from =
@@ -88,7 +73,7 @@ MLA_FP8_DEVICE void run_few(const Params& p, typename Config::Shared& shared) {
     if (quantizes) {
 #pragma unroll
       for (int i = 0; i < Config::kSlots; ++i) {
-        const i64 row = first_row + i * (kThreads / shared_rows::kParts);
+        const i64 row = first_row + i * (kThreads / kParts);
         shared_rows::load(raw[i], from + row * p.q_nope_stride[0], part, row + load_row < p.s);
       }
     }
@@ -97,8 +82,7 @@ MLA_FP8_DEVICE void run_few(const Params& p, typename Config::Shared& shared) {
     const float w_scale = *w_scale_from;
     const float multiplier = Config::kOutBytes == 1 ? __frcp_rn(*p.out_scale) : 1.0f;
     if (quantizes) {
-      shared_rows::quantize<kThreads / shared_rows::kParts>(shared.rows, shared.scale, raw, p.is_fp16 != 0, load_row,
-                                                            part);
+      shared_rows::quantize<kThreads / kParts>(shared.rows, shared.scale, raw, p.is_fp16 != 0, load_row, part);
       ptx::fence_proxy_async_shared_cta();
     }
     if (p.pe != 0) {

@@ -20,8 +20,7 @@
 namespace mla_fp8::absorb_q {
 
 static_assert(shared_rows::kRows == kWarpgroupM && shared_rows::kTileBytes == kWarpgroupM * kTileK);
-static_assert(sizeof(PhasedStorage<1>) <= 227 * 1024 && sizeof(PhasedStorage<2>) <= 227 * 1024);
-static_assert(shared_rows::kRows * shared_rows::kParts == kPhasedThreads);  // a thread has one row's share of a tile
+static_assert(shared_rows::kRows * kParts == kPhasedThreads);  // a thread has one row's share of a tile
 
 // p [64,128] = the rows times the tile's transpose, under way on return.
 MLA_FP8_DEVICE void start_multiply(float (&p)[64], const u8* rows, const u8* tile) {
@@ -70,9 +69,10 @@ MLA_FP8_DEVICE void fetch_tile(const Params& p, PhasedStage& stage, const u16* f
   }
 }
 
-template <int kOutBytes>
-MLA_FP8_DEVICE void run_phased(const Params& p, PhasedStorage<kOutBytes>& shared) {
-  using Shared = PhasedStorage<kOutBytes>;
+template <class Config>
+MLA_FP8_DEVICE void run_phased(const Params& p, typename Config::Shared& shared) {
+  using Shared = typename Config::Shared;
+  constexpr int kOutBytes = Config::kOutBytes;
   const Place at = place_of(p.h, p.r / kPhasedN);
   const i32 first_column = at.slice * kPhasedN;
   const bool has_pe = p.pe != 0 && at.slice == 0;
@@ -85,8 +85,8 @@ MLA_FP8_DEVICE void run_phased(const Params& p, PhasedStorage<kOutBytes>& shared
   if (is_producer) load_weights<kOutBytes, kPhasedWarpgroups>(p, shared.w_uk[0], shared.full, first_column, at.head);
   __syncwarp();
 
-  const int part = threadIdx.x % shared_rows::kParts;
-  const int load_row = threadIdx.x / shared_rows::kParts;
+  const int part = threadIdx.x % kParts;
+  const int load_row = threadIdx.x / kParts;
   const u16* from = p.q_nope + at.head * p.q_nope_stride[1];
   const int most = p.pe == 0 ? Shared::kBurst : Shared::kBurstWithPe;
   const i64 step = at.row_step * kWarpgroupM;

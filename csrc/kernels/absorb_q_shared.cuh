@@ -17,20 +17,6 @@
 
 namespace mla_fp8::absorb_q {
 
-template <int kWarpgroups_, int kChunks_, int kOutBytes_>
-struct SharedConfig {
-  static constexpr int kWarpgroups = kWarpgroups_;
-  static constexpr int kChunks = kChunks_;  // of 128 columns, of a warpgroup
-  static constexpr int kStages = kSharedStages;
-  static constexpr int kThreads = kWarpgroups * kWarpgroup;
-  static constexpr int kTileN = kWarpgroups * kChunks * kChunkN;
-  static constexpr int kOutBytes = kOutBytes_;
-  static constexpr int kSlots = kWarpgroupM * shared_rows::kParts / kThreads;  // rows, and chunks of q_pe, of a thread
-  static constexpr int kSlotRows = kThreads / shared_rows::kParts;  // between a thread's rows
-  using Shared = SharedRowsStorage<kWarpgroups, kChunks>;
-  static_assert(sizeof(Shared) <= 227 * 1024);
-};
-
 // 128 columns of a row tile: rows times weights, scaled and stored.
 template <class Config>
 MLA_FP8_DEVICE void multiply_and_store(const Params& p, const u8* rows, const float* row_scale, const u8* weights,
@@ -84,8 +70,8 @@ MLA_FP8_DEVICE void run_shared(const Params& p, typename Config::Shared& shared)
   }
   __syncwarp();
 
-  const int part = threadIdx.x % shared_rows::kParts;
-  const int load_row = threadIdx.x / shared_rows::kParts;
+  const int part = threadIdx.x % kParts;
+  const int load_row = threadIdx.x / kParts;
   const u16* from = p.q_nope + at.head * p.q_nope_stride[1];
   i64 fetched = first;
   int fetched_stage = 0;
@@ -100,7 +86,7 @@ MLA_FP8_DEVICE void run_shared(const Params& p, typename Config::Shared& shared)
     }
     ptx::cp_async_commit_group();
     fetched += step;
-    fetched_stage = fetched_stage + 1 == Config::kStages ? 0 : fetched_stage + 1;
+    fetched_stage = fetched_stage + 1 == Config::kRowStages ? 0 : fetched_stage + 1;
   };
   u32 pe[Config::kSlots][4];
   const auto fetch_pe = [&](i64 first_row) {
@@ -112,7 +98,7 @@ MLA_FP8_DEVICE void run_shared(const Params& p, typename Config::Shared& shared)
     }
   };
 #pragma unroll
-  for (int i = 0; i < Config::kStages; ++i) fetch();
+  for (int i = 0; i < Config::kRowStages; ++i) fetch();
   fetch_pe(first);
   const LanePlace lane = lane_place();
   const float* w_scale_from = p.w_uk_scale + at.head * p.w_uk_scale_stride[0] +
@@ -123,12 +109,12 @@ MLA_FP8_DEVICE void run_shared(const Params& p, typename Config::Shared& shared)
   const float multiplier = Config::kOutBytes == 1 ? __frcp_rn(*p.out_scale) : 1.0f;
   int buffer = 0, stage = 0;
   for (i64 first_row = first; first_row < p.s; first_row += step, buffer ^= 1) {
-    ptx::cp_async_wait_group<Config::kStages - 1>();
+    ptx::cp_async_wait_group<Config::kRowStages - 1>();
     shared_rows::Raw raw[Config::kSlots];
 #pragma unroll
     for (int i = 0; i < Config::kSlots; ++i) shared_rows::take(raw[i], shared.stage[stage][i]);
     fetch();
-    stage = stage + 1 == Config::kStages ? 0 : stage + 1;
+    stage = stage + 1 == Config::kRowStages ? 0 : stage + 1;
     shared_rows::quantize<Config::kSlotRows>(shared.rows[buffer], shared.scale[buffer], raw, p.is_fp16 != 0, load_row,
                                              part);
     ptx::fence_proxy_async_shared_cta();

@@ -33,23 +33,6 @@ namespace mla_fp8::kloop {
 
 static_assert(kTileN == kGroup && kTileK == kGroup);
 
-// kK: the only K; 0: any.
-template <int kK_, int kStages_, int kWarpgroups_, int kInBytes_, int kOutBytes_, int kAlignBytes_>
-struct Config {
-  static constexpr int kBlocks = kK_ / kTileK;
-  static constexpr int kStages = kStages_;
-  static constexpr int kWarpgroups = kWarpgroups_;
-  static constexpr int kThreads = kWarpgroups * kWarpgroup;
-  static constexpr int kTileM = kWarpgroups * kWarpgroupM;
-  static constexpr int kInBytes = kInBytes_;
-  static constexpr int kOutBytes = kOutBytes_;
-  static constexpr int kAlignBytes = kAlignBytes_;
-  static constexpr bool kStaged = is_staged(kAlignBytes, kStages);
-  using Shared = SharedStorage<kStages, kWarpgroups, staged_bytes(kAlignBytes, kStages, kInBytes)>;
-  static_assert(kBlocks <= kStages);
-  static_assert(sizeof(Shared) <= 227 * 1024);
-};
-
 struct Weights {
   const TensorMap* map;  // [heads,N,K]
   const float* scale;  // of this head and column tile

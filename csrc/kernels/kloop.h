@@ -1,6 +1,7 @@
 // Shared memory of the kernels that loop over K: a ring of 128x128 weight tiles, which keeps them if all of K fits, and the next rows.
 #pragma once
 
+#include "kernels/lanes.h"
 #include "kernels/types.h"
 
 namespace mla_fp8::kloop {
@@ -36,6 +37,28 @@ struct SharedStorage {
   Stage<kInBytes> stage[kStages][kWarpgroups];
   u64 full[kStages];
   u64 empty[kStages];
+};
+
+// kK: the only K; 0: any.
+template <class Params_, int kK_, int kStages_, int kWarpgroups_, int kInBytes_, int kOutBytes_, int kAlignBytes_>
+struct Config : Schedule {
+  static constexpr int kK = kK_;
+  static constexpr int kBlocks = kK_ / kTileK;
+  static constexpr int kStages = kStages_;
+  static constexpr int kWarpgroups = kWarpgroups_;
+  static constexpr int kThreads = kWarpgroups * kWarpgroup;
+  static constexpr int kTileM = kWarpgroups * kWarpgroupM;
+  static constexpr int kInBytes = kInBytes_;
+  static constexpr int kOutBytes = kOutBytes_;
+  static constexpr int kAlignBytes = kAlignBytes_;
+  static constexpr bool kStaged = is_staged(kAlignBytes, kStages);
+  static constexpr int kTileN = kloop::kTileN;
+  static constexpr int kStoredColumns = kLaneColumns<kOutBytes>;
+  static constexpr bool kPersistent = kStages > 1;
+  using Params = Params_;
+  using Shared = SharedStorage<kStages, kWarpgroups, staged_bytes(kAlignBytes, kStages, kInBytes)>;
+  static_assert(kBlocks <= kStages);
+  static_assert(sizeof(Shared) <= kMaxSharedBytes);
 };
 
 }  // namespace mla_fp8::kloop

@@ -39,12 +39,6 @@ inline constexpr int kVectorElements = kVectorStep / kLanesPerGroup;
 inline constexpr int kVectorWords = kVectorElements / 2;
 static_assert(kVectorElements * kElementBytes == kLoadBytes && kVectorElements == kStoreBytes);
 
-template <int kAlignBytes_>
-struct Config {
-  static constexpr bool kAligned = kAlignBytes_ == kLoadBytes;
-  static_assert(kAligned || kAlignBytes_ == kElementBytes);
-};
-
 // 8 elements of one row, two a word.
 struct Vector {
   u32 word[kVectorWords];

@@ -1,6 +1,7 @@
 // What quantize_q_nope's launcher and kernel share: the tile and the kernel's argument. It has no shared memory.
 #pragma once
 
+#include "kernels/lanes.h"
 #include "kernels/types.h"
 
 namespace mla_fp8::quantize_q_nope {
@@ -28,6 +29,25 @@ struct Params {
   u32 groups;
   float amax_floor;
   u32 is_fp16;              // else bf16
+};
+
+struct NoStorage {};
+
+template <int kAlignBytes_>
+struct Config : Schedule {
+  static constexpr int kTileM = quantize_q_nope::kTileM;
+  static constexpr int kTileN = kGroup;
+  static constexpr int kK = 0;
+  static constexpr int kStages = 0;
+  static constexpr int kThreads = quantize_q_nope::kThreads;
+  static constexpr int kOutBytes = 0;
+  static constexpr int kAlignBytes = kAlignBytes_;
+  static constexpr int kStoredColumns = 0;
+  static constexpr bool kPersistent = false;
+  static constexpr bool kAligned = kAlignBytes == kLoadBytes;
+  using Params = quantize_q_nope::Params;
+  using Shared = NoStorage;
+  static_assert(kAligned || kAlignBytes == kElementBytes);
 };
 
 }  // namespace mla_fp8::quantize_q_nope

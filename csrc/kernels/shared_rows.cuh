@@ -10,7 +10,6 @@
 namespace mla_fp8::shared_rows {
 
 inline constexpr int kRows = 64;  // of one wgmma
-inline constexpr int kParts = 8;  // threads of a row's group
 inline constexpr int kTileBytes = kRows * kGroup;
 inline constexpr int kHalf = kGroup / 2;
 

@@ -53,4 +53,35 @@ struct Params {
   u32 is_fp16;  // else bf16
 };
 
+// For R = 512 and 16-byte accesses.
+struct Tuned : Schedule {
+  static constexpr int kTileN = kloop::kTileN;
+  static constexpr int kK = kResidentK;
+  static constexpr int kStages = kBlocks;
+  static constexpr int kAlignBytes = kVectorBytes;
+};
+
+template <int kOutBytes_>
+struct SharedConfig : Tuned {
+  static constexpr int kTileM = kloop::kWarpgroupM;
+  static constexpr int kThreads = kSharedThreads;
+  static constexpr int kOutBytes = kOutBytes_;
+  static constexpr int kStoredColumns = kQuarterColumns;
+  using Params = v_up::Params;
+  using Shared = SharedRowsStorage;
+  static_assert(sizeof(Shared) <= kMaxSharedBytes);
+};
+
+template <int kTokens_, int kOutBytes_>
+struct FewConfig : Tuned {
+  static constexpr int kTokens = kTokens_;
+  static constexpr int kTileM = kTokens;
+  static constexpr int kThreads = kFewThreads;
+  static constexpr int kOutBytes = kOutBytes_;
+  static constexpr int kStoredColumns = 2;
+  static constexpr bool kLeavesRoom = true, kSwapAb = true;
+  using Params = v_up::Params;
+  using Shared = FewRowsStorage<kTokens>;
+};
+
 }  // namespace mla_fp8::v_up

@@ -64,12 +64,13 @@ MLA_FP8_DEVICE void share_scales(const Params& p, FewRowsStorage<kTokens>& share
   __syncthreads();
 }
 
-template <int kTokens, int kOutBytes>
-MLA_FP8_DEVICE void run_few(const Params& p, FewRowsStorage<kTokens>& shared) {
-  constexpr int kSlots = kTokens * kBlocks * shared_rows::kParts / kFewThreads;
+template <class Config>
+MLA_FP8_DEVICE void run_few(const Params& p, typename Config::Shared& shared) {
+  constexpr int kTokens = Config::kTokens, kOutBytes = Config::kOutBytes;
+  constexpr int kSlots = kTokens * kBlocks * kParts / kFewThreads;
   constexpr int kPass = kTokens < 32 ? kTokens : 32;  // tokens whose products a thread keeps
   constexpr int kRowThreads = kFewLanes;
-  static_assert(kRowThreads == kBlocks * shared_rows::kParts);
+  static_assert(kRowThreads == kBlocks * kParts);
   const i32 slices = p.v_dim / kloop::kTileN;
   const Place at = place_of(p.h, slices);
   const int warpgroup = threadIdx.x / kloop::kWarpgroup;
@@ -86,8 +87,8 @@ MLA_FP8_DEVICE void run_few(const Params& p, FewRowsStorage<kTokens>& shared) {
 
   const few_rows::Lane lane = few_rows::lane_of<1>();
   const i32 column = first_column + warpgroup * few_rows::kTileRows + lane.column;
-  const int part = threadIdx.x % shared_rows::kParts;
-  const int load_block = threadIdx.x % kRowThreads / shared_rows::kParts;
+  const int part = threadIdx.x % kParts;
+  const int load_block = threadIdx.x % kRowThreads / kParts;
   const int load_row = threadIdx.x / kRowThreads;
   const u16* from =
       p.o_latent + at.head * p.o_latent_stride[1] + load_row * p.o_latent_stride[0] + load_block * kloop::kTileK;

@@ -16,8 +16,7 @@
 
 namespace mla_fp8::v_up {
 
-static_assert(shared_rows::kRows * shared_rows::kParts == kSharedThreads);  // a thread has one row of each block
-static_assert(sizeof(SharedRowsStorage) <= 227 * 1024);
+static_assert(shared_rows::kRows * kParts == kSharedThreads);  // a thread has one row of each block
 
 inline constexpr int kQuarterWords = kQuarter / 8;  // groups of 8 columns, of which a lane has 2 a row
 static_assert(kQuarterWords == kQuad);
@@ -105,8 +104,9 @@ MLA_FP8_DEVICE void share_scales(const Params& p, SharedRowsStorage& shared, con
   }
 }
 
-template <int kOutBytes>
+template <class Config>
 MLA_FP8_DEVICE void run_shared(const Params& p, SharedRowsStorage& shared) {
+  constexpr int kOutBytes = Config::kOutBytes;
   const i32 slices = p.v_dim / kloop::kTileN;
   const shared_rows::RowRun at = shared_rows::row_run_of(p.h, slices, p.s);
   const int warpgroup = threadIdx.x / kloop::kWarpgroup;
@@ -128,8 +128,8 @@ MLA_FP8_DEVICE void run_shared(const Params& p, SharedRowsStorage& shared) {
   }
   __syncwarp();
 
-  const int part = threadIdx.x % shared_rows::kParts;
-  const int load_row = threadIdx.x / shared_rows::kParts;
+  const int part = threadIdx.x % kParts;
+  const int load_row = threadIdx.x / kParts;
   const u16* from = p.o_latent + at.head * p.o_latent_stride[1];
   shared_rows::Raw raw[kBlocks];
   const auto fetch = [&](i64 first_row) {

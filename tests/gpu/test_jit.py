@@ -46,7 +46,7 @@ def test_jit_compiles_every_kernel(cache, op):
     seconds = time.process_time() - begin  # of this process alone: others may be busy
     assert seconds < FIRST_USE_SECONDS, f"{op}: {seconds:.1f} s to compile"
     assert image.startswith(ELF_MAGIC)
-    tiles = (jit.source_directory() / "config" / "tiles.h").read_text()
+    tiles = (jit.source_directory() / "kernels" / "sm90" / "tiles.h").read_text()
     symbols = {line.split("(")[1].split(",")[0] for line in tiles.splitlines() if line.startswith(f"  X({op}")}
     missing = [symbol for symbol in symbols if b"\0.text." + symbol.encode() + b"\0" not in image]
     assert symbols and not missing, f"{op}: no code for {missing}"

@@ -97,5 +97,5 @@ def test_kernel_sources_are_installed_for_nvrtc(library: Path) -> None:
     installed = library.parent / "csrc"
     assert (installed / "constants.h").is_file()
     assert (installed / "product.h").is_file()
-    assert (installed / "config" / "tiles.h").is_file()
-    assert sorted(installed.glob("kernels/*.cu"))
+    assert (installed / "kernels" / "sm90" / "tiles.h").is_file()
+    assert sorted(installed.glob("kernels/sm90/*.cu"))

@@ -1,0 +1,75 @@
+// A compiled tile as select_config and launchers know it, and the table of all of them.
+//
+// Work is a list of tiles: row tile major, then head, then column tile. A CTA takes tiles blockIdx.x, + gridDim.x, ...; of v_up's
+// shared tiles, which have the same grid, a run of neighbouring row tiles.
+// A persistent tile keeps its weights for all row tiles that it takes, so its gridDim.x is a multiple of columns = heads *
+// column tiles: columns * min(row tiles, max(1, CTAs resident at once / columns)). Others get one CTA a tile.
+#pragma once
+
+#include <type_traits>
+
+#include "kernels/sm90/tiles.h"
+#include "product.h"
+
+namespace mla_fp8 {
+
+inline constexpr int kRegistersPerSm = 65536;
+inline constexpr int kRegisterStep = 8;
+constexpr int max_registers(int threads, int ctas_per_sm) {
+  const int registers = kRegistersPerSm / (threads * ctas_per_sm) / kRegisterStep * kRegisterStep;
+  return registers > 255 ? 255 : registers;
+}
+
+struct Tile {
+  const char* symbol;
+  Op op;
+  int m, n, k;  // rows and columns a CTA makes; k: the only K it takes. 0: any
+  int stages;  // weight tiles in flight in shared memory
+  int threads;
+  int smem_bytes;  // dynamic
+  int align_bytes;  // that activation pointers and strides must have
+  int out_bytes;  // an output element: 2 (bf16, fp16) or 1 (e4m3); 0: any
+  int ctas_per_sm;  // that registers are limited for (__launch_bounds__)
+  int regs;  // most registers a thread, from ctas_per_sm
+  bool persistent;
+  bool leaves_room;  // the next launch's CTAs fit beside its own: one CTA an SM is enough, and better than more
+  bool phased;  // reads and writes in turn (kernels/phases.cuh)
+  bool swap_ab;  // weights are wgmma's A, their rows in the order of kernels/few_rows.cuh
+  // Neighbouring output columns that a lane stores at once: the order of the weights' rows (kernels/weights.cuh); 0: none.
+  int lane_columns;
+  float start_us;  // what a launch takes longer, or less long, than the model of cost.h says, as measured
+  // An SM's time for each further tile where that bounds it, on the scale of the model (cost.h), as measured.
+  float serial_us;
+};
+
+template <class Schedule>
+constexpr Tile tile_of(const char* symbol, Op op, int ctas_per_sm, float start_us, float serial_us) {
+  return {symbol,
+          op,
+          Schedule::kTileM,
+          Schedule::kTileN,
+          Schedule::kK,
+          Schedule::kStages,
+          Schedule::kThreads,
+          std::is_empty_v<typename Schedule::Shared> ? 0 : static_cast<int>(sizeof(typename Schedule::Shared)),
+          Schedule::kAlignBytes,
+          Schedule::kOutBytes,
+          ctas_per_sm,
+          max_registers(Schedule::kThreads, ctas_per_sm),
+          Schedule::kPersistent,
+          Schedule::kLeavesRoom,
+          Schedule::kPhased,
+          Schedule::kSwapAb,
+          Schedule::kStoredColumns,
+          start_us,
+          serial_us};
+}
+
+inline constexpr Tile kTiles[] = {
+#define MLA_FP8_TILE(symbol, op, schedule, ctas_per_sm, start_us, serial_us) \
+  tile_of<MLA_FP8_SCHEDULE(schedule)>(#symbol, Op::op, ctas_per_sm, start_us, serial_us),
+    MLA_FP8_TILES(MLA_FP8_TILE)
+#undef MLA_FP8_TILE
+};
+
+}  // namespace mla_fp8
