@@ -48,6 +48,7 @@ lint: .venv/.built
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
+	.venv/bin/python tests/support/lint.py
 	find csrc examples -name '*.h' -o -name '*.cpp' -o -name '*.cu*' | xargs .venv/bin/clang-format --dry-run -Werror
 
 bench: $(SETUP)

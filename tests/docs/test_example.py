@@ -142,7 +142,3 @@ def test_example_runs_on_a_gpu():
     result = run("--heads", HEADS, "--hidden", HIDDEN, "--device", "cuda")
     assert result.returncode == 0, result.stderr
     assert len(STEP.findall(result.stdout)) == STEPS
-
-
-def test_example_is_short():
-    assert len(SCRIPT.read_text().splitlines()) <= 200

@@ -1,7 +1,5 @@
-"""docs/troubleshooting.md: every message on it is one that the sources raise, and every error raised is on it."""
+"""docs/troubleshooting.md has the messages that wrong calls raise and that the library logs."""
 
-import ast
-import importlib
 import re
 from pathlib import Path
 
@@ -23,29 +21,13 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text()
 OURS, OTHERS = PAGE.split("\n## Said by other programs\n")
 ANYTHING = "…"
-SOURCES = [*ROOT.glob("mla_fp8/**/*.py"), *ROOT.glob("csrc/**/*.cpp"), *ROOT.glob("csrc/**/*.h"),
-           *ROOT.glob("cmake/*"), *ROOT.glob("build_support/*.py"), *ROOT.glob("examples/aoti_runner/*"),
-           ROOT / "CMakeLists.txt"]  # fmt: skip
-ADJACENT = re.compile(r'"\s*\n\s*f?"')  # parts of one literal
-LIBRARY_ERRORS = 8
-RAISED = ("ValueError", "RuntimeError", "ImportError", "FileNotFoundError")
-# Not for a user: what callers inside the package cannot get wrong, and what argparse or `check` words on their own.
-INTERNAL = ("mla_fp8/weights_file.py: write_weights", "mla_fp8/cli/", "mla_fp8/errors.py: ")
 
 
 def messages(text: str) -> list[str]:
     return [line for block in re.findall(r"```text\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
 
 
-MESSAGES = messages(OURS)
-
-
-def pattern(message: str) -> re.Pattern:
-    return re.compile(".*".join(map(re.escape, message.split(ANYTHING))), re.DOTALL)
-
-
-PATTERNS = {message: pattern(message) for message in MESSAGES}
-RULES = [pattern(message.split(", got")[0]) for message in MESSAGES]  # without the value
+PATTERNS = [re.compile(re.escape(message).replace(ANYTHING, ".*"), re.DOTALL) for message in messages(OURS)]
 
 
 def said_by(call) -> str:
@@ -117,90 +99,14 @@ def provoked(rng, tmp_path, monkeypatch, caplog):
 
 
 def test_every_provoked_message_is_on_the_page(provoked):
-    unknown = {text for text in provoked if not any(known.search(text) for known in PATTERNS.values())}
+    unknown = {text for text in provoked if not any(known.search(text) for known in PATTERNS)}
     assert not unknown
 
 
-def test_every_message_on_the_page_exists(provoked):
-    """It was provoked just now, stands in a `raise`, or all of its fixed parts are texts of the sources."""
-    said = [*provoked, *(text for _, text in python_errors())]
-    literals = "\n".join(ADJACENT.sub("", path.read_text(errors="replace")) for path in SOURCES if path.is_file())
-    for message, rule in zip(MESSAGES, RULES, strict=True):
-        if any(rule.search(text) for text in said):
-            continue
-        parts = [part.strip(" ,()") for part in re.split(rf"{ANYTHING}|\bmust\b|, got\b", message)]
-        missing = [part for part in parts if part and part not in literals]
-        assert not missing, f"{message!r}: no such text in the sources: {missing}"
-
-
-def python_errors():
-    """Path and text of every raise and `require` in the package, with X for what is known only when it runs."""
-    for path in sorted((ROOT / "mla_fp8").glob("**/*.py")):
-        tree = ast.parse(path.read_text())
-        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        known = vars(importlib.import_module(module)) if module != "mla_fp8.__main__" else {}
-        assigned = [(node.lineno, *pair) for node in ast.walk(tree) if isinstance(node, ast.Assign)
-                    for pair in assigned_by(node)]  # fmt: skip
-        for node in ast.walk(tree):
-            names = known | {name: value for line, name, value in sorted(assigned, key=lambda row: row[0])
-                             if line <= getattr(node, "lineno", 0)}  # fmt: skip
-            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
-                if getattr(node.exc.func, "id", "") in RAISED:
-                    yield path, text_of(node.exc.args[0], names)
-            elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "require":
-                where, argument, rule = (text_of(part, names) for part in node.args[1:4])
-                yield path, f"{where}: {argument} must {rule}, got X"
-
-
-def assigned_by(node):
-    for target in node.targets:
-        pairs = [(target, node.value)]
-        if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
-            pairs = zip(target.elts, node.value.elts, strict=True)
-        yield from ((name.id, value) for name, value in pairs if isinstance(name, ast.Name))
-
-
-def text_of(node, names) -> str:
-    if isinstance(node, ast.Constant):
-        return str(node.value)
-    if isinstance(node, ast.JoinedStr):
-        return "".join(text_of(part, names) for part in node.values)
-    if isinstance(node, ast.FormattedValue):
-        return text_of(node.value, names)
-    value = names.get(node.id) if isinstance(node, ast.Name) else None
-    if isinstance(value, (str, int, float)):
-        return str(value)
-    plain = {name: value for name, value in names.items() if isinstance(value, (str, int, float))}
-    return text_of(value, plain) if isinstance(value, (ast.Constant, ast.JoinedStr)) else "X"
-
-
-def test_every_error_of_the_package_is_on_the_page():
-    unknown = []
-    for path, text in python_errors():
-        name, rule = f"{path.relative_to(ROOT)}: {text}", text.split(", got")[0]
-        from_the_caller = rule.endswith((" must X", " must be X", " must hold X", "X (X)")) or rule == "X"
-        if not from_the_caller and not name.startswith(INTERNAL) and not any(known.search(rule) for known in RULES):
-            unknown.append(name)
-    assert not unknown, "\n".join(unknown)
-
-
-def test_every_error_of_the_library_is_on_the_page():
-    """fail(op, ...) and runtime_error(...): the literals of the statement, with X between them."""
-    seen = 0
-    sources = {*ROOT.glob("csrc/bindings/*.cpp"), *ROOT.glob("csrc/gpu/*.cpp")}
-    for path in sources - {ROOT / "csrc" / "bindings" / "checks.cpp"}:  # those of checks.cpp are provoked
-        text = ADJACENT.sub("", re.sub(r"^\s*//.*", "", path.read_text(), flags=re.MULTILINE))
-        for statement in re.findall(r"(?<!\.)\b(?:fail\(\s*op,|runtime_error\()(.*?);", text, re.DOTALL):
-            told = "X".join(re.findall(r'"((?:[^"\\]|\\.)+)"', statement))
-            if "must" in told or "failed" in told:
-                seen += 1
-                assert any(known.search(told) for known in PATTERNS.values()), f"{path.name}: {told}"
-    assert seen >= LIBRARY_ERRORS
-
-
-def test_other_programs_words_are_quoted_whole():
-    assert all(len(message) > 10 for message in messages(OTHERS))
-    with pytest.raises(AttributeError, match="'_OpNamespace' 'mla_fp8' object has no attribute 'x'"):
+def test_other_programs_words_are_as_quoted():
+    quoted = "'_OpNamespace' 'mla_fp8' object has no attribute"
+    assert any(quoted in message for message in messages(OTHERS))
+    with pytest.raises(AttributeError, match=quoted):
         torch.ops.mla_fp8.x  # noqa: B018
     with pytest.raises(ValueError, match=r"forced_tile: symbol must be one of "), tiles_config.forced_tile("x"):
         pass
