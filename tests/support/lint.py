@@ -17,7 +17,7 @@ import public_api
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = "mla_fp8|csrc|docs|tests|examples|benchmarks|cmake|build_support"
 PYTHON = ("mla_fp8", "benchmarks", "examples")
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 HISTORY = {"docs/notes.md"}  # names what was there on its day
 CSRC = sorted(path for path in ROOT.glob("csrc/**/*.*") if path.suffix in (".h", ".cpp", ".cu", ".cuh"))
 COLUMNS = 100
