@@ -73,16 +73,16 @@ void Checks::fp8_matrix(const Argument& argument) const {
   last_dim_contiguous(argument);
   const View& view = argument.view;
   for (int64_t i = 0; i + 1 < view.dim; ++i) {
-    if (view.sizes[i] > 1 && view.strides[i] % kWeightStrideMultiple != 0) {
+    if (view.sizes[i] > 1 && view.strides[i] % kWeightAlignBytes != 0) {
       fail(argument.name,
-           "have strides that are multiples of " + std::to_string(kWeightStrideMultiple) + ", but for the last dim",
+           "have strides that are multiples of " + std::to_string(kWeightAlignBytes) + ", but for the last dim",
            "strides " + strides_of(view));
     }
   }
   const auto address = reinterpret_cast<uintptr_t>(view.data);
-  if (view.is_cuda() && address % kWeightStrideMultiple != 0) {
-    fail(argument.name, "start at a multiple of " + std::to_string(kWeightStrideMultiple) + " bytes",
-         "an address that is " + std::to_string(address % kWeightStrideMultiple) + " bytes past one");
+  if (view.is_cuda() && address % kWeightAlignBytes != 0) {
+    fail(argument.name, "start at a multiple of " + std::to_string(kWeightAlignBytes) + " bytes",
+         "an address that is " + std::to_string(address % kWeightAlignBytes) + " bytes past one");
   }
 }
 

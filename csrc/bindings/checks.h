@@ -10,10 +10,6 @@
 namespace mla_fp8 {
 
 inline constexpr int64_t kAny = -1;  // an extent that a shape check leaves free
-inline constexpr int64_t kMaxProjectionDim = 16384;  // N and K; the tile tables are walked up to here by tests
-inline constexpr int64_t kMaxRopeDim = 256;
-inline constexpr int64_t kRopeDimMultiple = 16;  // one 16-byte store of e4m3
-inline constexpr int64_t kWeightStrideMultiple = 16;  // bytes; what a TMA descriptor takes
 
 // A named tensor argument.
 struct Argument {

@@ -12,9 +12,6 @@
 
 namespace mla_fp8::ops {
 
-inline constexpr int64_t kMostRows = INT32_MAX;
-inline constexpr int64_t kScaleRowsMultiple = 4;  // 16 bytes of fp32: what a TMA descriptor takes
-
 inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 inline View view_of_optional(const OptionalTensor& tensor) { return tensor.has_value() ? view_of(*tensor) : View{}; }

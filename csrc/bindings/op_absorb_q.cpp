@@ -11,7 +11,7 @@ AbsorbQArgs check_absorb_q(const Checks& check, const Argument& q_nope, const Ar
   if (q_pe.view) {
     check.dtype(q_pe, {q_nope.view.dtype});
     check.shape(q_pe, {s, h, kAny}, "[S, H, P]");
-    check.extent(q_pe.name, "P", q_pe.view.sizes[2], kRopeDimMultiple, kMaxRopeDim);
+    check.extent(q_pe.name, "P", q_pe.view.sizes[2], kPeStep, kMaxPe);
     check.last_dim_contiguous(q_pe);
   }
   check.out_scale(out_scale);

@@ -6,7 +6,7 @@ namespace {
 BmmArgs check_bmm(const Checks& check, const Argument& a, const Argument& a_scale, const Argument& b,
                   const Argument& b_scale, std::optional<int64_t> m) {
   check.rank(a, 3, "[B, M, K]");
-  check.extent(a.name, "K", a.view.sizes[2], kScaleGroup, kMaxProjectionDim);
+  check.extent(a.name, "K", a.view.sizes[2], kScaleGroup, kMaxExtent);
   check.fp8_matrix(a);
   const int64_t batch = a.view.sizes[0], rows = a.view.sizes[1], k = a.view.sizes[2];
   if (batch < 1) check.fail(a.name, "have at least one batch", shape_of(a.view));

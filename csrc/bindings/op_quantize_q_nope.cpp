@@ -11,8 +11,8 @@ constexpr double kLeastAmaxFloor = 1e-30;  // keeps 448 / amax_floor finite in f
 QuantizeArgs check_quantize(const Checks& check, const Argument& q_nope, int64_t m_alignment, double amax_floor,
                             bool zero_pad) {
   check_activation(check, q_nope, "[S, H, K]", "K");
-  if (m_alignment < 1 || m_alignment > kMostRows) {
-    check.fail("m_alignment", "be in [1, " + std::to_string(kMostRows) + "]", std::to_string(m_alignment));
+  if (m_alignment < 1 || m_alignment > kMaxRows) {
+    check.fail("m_alignment", "be in [1, " + std::to_string(kMaxRows) + "]", std::to_string(m_alignment));
   }
   if (!std::isfinite(amax_floor) || amax_floor < kLeastAmaxFloor || !std::isfinite(static_cast<float>(amax_floor))) {
     std::ostringstream got;  // std::to_string would print 1e-31 as 0.000000

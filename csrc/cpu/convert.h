@@ -6,12 +6,13 @@
 #include <cstdint>
 #include <cstring>
 
+#include "constants.h"
+
 namespace mla_fp8::cpu {
 namespace {
 
 #define MLA_FP8_INLINE static inline __attribute__((always_inline, unused))
 
-constexpr float kE4m3Max = 448.0f;
 constexpr float kE4m3MinNormal = 0x1p-6f;
 constexpr uint32_t kE4m3Nan = 0x7f;  // e4m3fn: the one NaN code of each sign, and no infinity
 constexpr int kE4m3MantissaBits = 3;

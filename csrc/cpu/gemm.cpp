@@ -44,7 +44,7 @@ void run(const Gemm& gemm, const ParallelFor& parallel_for) {
   if (gemm.heads == 0 || gemm.rows == 0 || gemm.n == 0) return;
   Plan plan;
   plan.gemm = &gemm;
-  plan.tile_rows = ceil_div(gemm.rows, ceil_div(gemm.rows, kMaxRows));
+  plan.tile_rows = ceil_div(gemm.rows, ceil_div(gemm.rows, kScratchRows));
   plan.row_tiles = ceil_div(gemm.rows, plan.tile_rows);
   plan.tile_columns = kMaxColumns;
   const int64_t min_columns = gemm.group_scale != nullptr ? kScaleGroup : kMinColumns;

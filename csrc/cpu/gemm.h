@@ -30,11 +30,10 @@ struct Gemm {
   int64_t heads, rows, n, k, p;
 };
 
-inline constexpr int64_t kMaxRows = 132;     // a multiple of every instruction set's row tile
+inline constexpr int64_t kScratchRows = 132;     // a multiple of every instruction set's row tile
 inline constexpr int64_t kMaxBlocks = 4;     // k-blocks of the rows that are kept at once: all of o_latent's
 inline constexpr int64_t kMaxColumns = 512;  // one head of W_UK
 inline constexpr int64_t kMinColumns = 64;   // a multiple of every instruction set's panel width
-inline constexpr float kAmaxFloor = 1e-4f;
 inline constexpr float kActivationLift = 256.0f;  // an e4m3 code moved into an fp16 reads as its value / 256
 
 // Rows [row_begin, row_end) and columns [n_begin, n_end) of one head.
@@ -44,10 +43,10 @@ struct TileRange {
 
 // What one thread works in: 264 KiB + 32 KiB + 264 KiB. The panel stays in L1, what a tile uses of the rest in L2.
 struct alignas(64) Scratch {
-  float a[kMaxBlocks * kMaxRows * kScaleGroup];  // k-blocks of the rows: e4m3 values * kActivationLift in fp32
+  float a[kMaxBlocks * kScratchRows * kScaleGroup];  // k-blocks of the rows: e4m3 values * kActivationLift in fp32
   float panel[kScaleGroup * kMinColumns];        // a k-block of some columns, [k][column]: weights / kActivationLift
-  float acc[kMaxRows * kMaxColumns];
-  float a_scale[kMaxBlocks * kMaxRows];
+  float acc[kScratchRows * kMaxColumns];
+  float a_scale[kMaxBlocks * kScratchRows];
 };
 
 // What each instruction set provides.

@@ -180,7 +180,7 @@ MLA_FP8_INLINE void multiply_tile(const Gemm& gemm, const TileRange& range, Scra
   const int64_t columns = range.n_end - range.n_begin;
   const int64_t blocks = gemm.k / kScaleGroup;
   const int64_t panels = columns / kPanelWidth<Isa>;
-  const bool keep_blocks = rows * blocks <= kMaxBlocks * kMaxRows;
+  const bool keep_blocks = rows * blocks <= kMaxBlocks * kScratchRows;
   auto* panel = reinterpret_cast<typename Panel::Value*>(scratch.panel);
   if (keep_blocks) load_activations(gemm, range, 0, blocks, scratch);
   for (int64_t i = 0; i < blocks * panels; ++i) {

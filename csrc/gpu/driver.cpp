@@ -11,6 +11,13 @@
 #include "gpu/driver_abi.h"
 
 namespace mla_fp8::cuda {
+
+struct DeviceState {
+  Device limits;
+  abi::Ordinal ordinal;
+  abi::Handle primary;  // retained, never released: kernels stay loaded
+};
+
 namespace {
 
 using abi::Driver;
@@ -23,30 +30,41 @@ constexpr double kDramEfficiency = 0.9;  // of the data sheet's bandwidth, in a 
 // Double data rate.
 double dram_gbps(int clock_khz, int bus_bits) { return kDramEfficiency * 2 * clock_khz * (bus_bits / 8.0) / 1e6; }
 
-Driver resolve_driver(const char* op) {
-  void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
-  if (library == nullptr) fail(op, std::string("the CUDA driver must be installed, got ") + dlerror());
-  using GetProcAddress = Result (*)(const char*, void**, int, uint64_t, int*);
-  const auto get = reinterpret_cast<GetProcAddress>(dlsym(library, "cuGetProcAddress_v2"));
-  if (get == nullptr) fail(op, "the CUDA driver must support CUDA 12.0 or later, got one without cuGetProcAddress_v2");
-
-  Driver driver{};
-  const auto find = [&](const char* symbol, void** function) {
-    if (get(symbol, function, abi::kDriverVersion, 0, nullptr) != abi::kSuccess || *function == nullptr) {
-      fail(op, std::string("the CUDA driver must support CUDA 12.0 or later, got one without ") + symbol);
-    }
-  };
-#define MLA_FP8_FIND(member, symbol, ...) find(#symbol, reinterpret_cast<void**>(&driver.member));
-  MLA_FP8_DRIVER_FUNCTIONS(MLA_FP8_FIND)
-#undef MLA_FP8_FIND
-  return driver;
-}
-
-struct DeviceState {
-  DeviceProperties properties;
-  abi::Ordinal ordinal;
-  Handle primary;  // retained, never released: kernels stay loaded
+// The limits that a device tells, as select_config knows them.
+constexpr struct {
+  int Device::* limit;
+  int attribute;
+} kLimits[] = {
+    {&Device::num_sms, abi::kMultiprocessorCount},
+    {&Device::smem_bytes_per_cta, abi::kMaxSharedMemoryPerBlockOptin},
+    {&Device::smem_bytes_per_sm, abi::kMaxSharedMemoryPerMultiprocessor},
+    {&Device::smem_bytes_reserved, abi::kReservedSharedMemoryPerBlock},
+    {&Device::threads_per_sm, abi::kMaxThreadsPerMultiprocessor},
+    {&Device::registers_per_sm, abi::kMaxRegistersPerMultiprocessor},
+    {&Device::ctas_per_sm, abi::kMaxBlocksPerMultiprocessor},
 };
+
+// Asks the driver, and refuses a device that the kernels do not run on. Makes no context.
+DeviceState ask_device(const char* op, const Driver& driver, int index) {
+  DeviceState state{};
+  check(op, driver, driver.device_get(&state.ordinal, index), "cuDeviceGet");
+  const auto attribute = [&](int which) {
+    int value = 0;
+    check(op, driver, driver.device_get_attribute(&value, which, state.ordinal), "cuDeviceGetAttribute");
+    return value;
+  };
+  const int major = attribute(abi::kComputeCapabilityMajor), minor = attribute(abi::kComputeCapabilityMinor);
+  if (major != kCapabilityMajor || minor != kCapabilityMinor) {
+    char name[128];
+    check(op, driver, driver.device_get_name(name, sizeof name, state.ordinal), "cuDeviceGetName");
+    fail(op, "device must have compute capability 9.0 (H100, H200), got " + std::to_string(major) + "." +
+                 std::to_string(minor) + " (" + name + ")");
+  }
+  for (const auto& [limit, which] : kLimits) state.limits.*limit = attribute(which);
+  state.limits.l2_bytes = attribute(abi::kL2CacheSize);
+  state.limits.dram_gbps = dram_gbps(attribute(abi::kMemoryClockRate), attribute(abi::kGlobalMemoryBusWidth));
+  return state;
+}
 
 std::mutex mutex;  // guards writes to devices
 std::atomic<const DeviceState*> devices[kMaxDevices];
@@ -57,40 +75,31 @@ const DeviceState& device_state(const char* op, const Driver& driver, int index)
   }
   if (const DeviceState* known = devices[index].load(std::memory_order_acquire)) return *known;
 
-  auto state = std::make_unique<DeviceState>();
-  check(op, driver, driver.device_get(&state->ordinal, index), "cuDeviceGet");
-  const auto attribute = [&](int which) {
-    int value = 0;
-    check(op, driver, driver.device_get_attribute(&value, which, state->ordinal), "cuDeviceGetAttribute");
-    return value;
-  };
-  DeviceProperties& properties = state->properties;
-  check(op, driver, driver.device_get_name(properties.name, sizeof properties.name, state->ordinal), "cuDeviceGetName");
-  properties.capability_major = attribute(abi::kComputeCapabilityMajor);
-  properties.capability_minor = attribute(abi::kComputeCapabilityMinor);
-  properties.limits.num_sms = attribute(abi::kMultiprocessorCount);
-  properties.limits.smem_bytes_per_cta = attribute(abi::kMaxSharedMemoryPerBlockOptin);
-  properties.limits.smem_bytes_per_sm = attribute(abi::kMaxSharedMemoryPerMultiprocessor);
-  properties.limits.smem_bytes_reserved = attribute(abi::kReservedSharedMemoryPerBlock);
-  properties.limits.threads_per_sm = attribute(abi::kMaxThreadsPerMultiprocessor);
-  properties.limits.registers_per_sm = attribute(abi::kMaxRegistersPerMultiprocessor);
-  properties.limits.ctas_per_sm = attribute(abi::kMaxBlocksPerMultiprocessor);
-  properties.limits.l2_bytes = attribute(abi::kL2CacheSize);
-  properties.limits.dram_gbps = dram_gbps(attribute(abi::kMemoryClockRate), attribute(abi::kGlobalMemoryBusWidth));
-  if (properties.capability_major != kCapabilityMajor || properties.capability_minor != kCapabilityMinor) {
-    fail(op, "device must have compute capability 9.0 (H100, H200), got " +
-                 std::to_string(properties.capability_major) + "." + std::to_string(properties.capability_minor) +
-                 " (" + properties.name + ")");
-  }
+  auto state = std::make_unique<DeviceState>(ask_device(op, driver, index));
   check(op, driver, driver.primary_ctx_retain(&state->primary, state->ordinal), "cuDevicePrimaryCtxRetain");
-
   const std::lock_guard<std::mutex> lock(mutex);
   if (const DeviceState* known = devices[index].load(std::memory_order_acquire)) return *known;
   devices[index].store(state.get(), std::memory_order_release);
   return *state.release();
 }
 
+void* find_get_proc_address(const char* op) {
+  void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) fail(op, std::string("the CUDA driver must be installed, got ") + dlerror());
+  void* function = dlsym(library, "cuGetProcAddress_v2");
+  if (function != nullptr) return function;
+  fail(op, "the CUDA driver must support CUDA 12.0 or later, got one without cuGetProcAddress_v2");
+}
+
 }  // namespace
+
+abi::Driver::Driver(const char* op_) : op(op_), get_proc_address(Symbol{find_get_proc_address(op_)}) {}
+
+abi::Driver::Symbol abi::Driver::find(const char* symbol) const {
+  void* function = nullptr;
+  if (get_proc_address(symbol, &function, kDriverVersion, 0, nullptr) == kSuccess && function) return {function};
+  fail(op, std::string("the CUDA driver must support CUDA 12.0 or later, got one without ") + symbol);
+}
 
 void fail(const char* op, const std::string& reason) { throw std::runtime_error(op + (": " + reason)); }
 
@@ -106,7 +115,7 @@ void check(const char* op, const Driver& driver, Result result, const std::strin
 
 const Driver& driver_for(const char* op) {
   static const Driver driver = [op] {
-    Driver resolved = resolve_driver(op);
+    const Driver resolved(op);
     check(op, resolved, resolved.init(0), "cuInit");
     return resolved;
   }();
@@ -115,16 +124,15 @@ const Driver& driver_for(const char* op) {
 
 CurrentDevice::CurrentDevice(const char* op, int device_index) : op_(op), index_(device_index) {
   const Driver& driver = driver_for(op);
-  const DeviceState& state = device_state(op, driver, device_index);
-  properties_ = &state.properties;
+  state_ = &device_state(op, driver, device_index);
   abi::Ordinal current = -1;
   const Result result = driver.ctx_get_device(&current);
   if (result == abi::kErrorInvalidContext) {  // this thread has none: give it one for good, as the CUDA runtime would
-    check(op, driver, driver.ctx_set_current(state.primary), "cuCtxSetCurrent");
+    check(op, driver, driver.ctx_set_current(state_->primary), "cuCtxSetCurrent");
   } else {
     check(op, driver, result, "cuCtxGetDevice");
-    if (current != state.ordinal) {
-      check(op, driver, driver.ctx_push_current(state.primary), "cuCtxPushCurrent");
+    if (current != state_->ordinal) {
+      check(op, driver, driver.ctx_push_current(state_->primary), "cuCtxPushCurrent");
       pushed_ = true;
     }
   }
@@ -135,35 +143,33 @@ CurrentDevice::~CurrentDevice() {
   if (pushed_) driver_for(op_).ctx_pop_current(&popped);
 }
 
+const Device& CurrentDevice::limits() const { return state_->limits; }
+
 void CurrentDevice::load(const Tile& tile, void* stream) const {
-  find_kernel(op_, index_, device_state(op_, driver_for(op_), index_).ordinal, tile, stream);
+  find_kernel(op_, index_, state_->ordinal, tile, stream);
 }
 
 void CurrentDevice::launch(const Config& config, const void* params, void* stream, int threads) const {
   if (config.grid_x == 0) return;
   const Driver& driver = driver_for(op_);
   const Tile& tile = *config.tile;
-  const Handle kernel = find_kernel(op_, index_, device_state(op_, driver, index_).ordinal, tile, stream);
+  const Handle kernel = find_kernel(op_, index_, state_->ordinal, tile, stream);
 
   abi::LaunchAttribute dependent{abi::kLaunchProgrammaticStreamSerialization, {}, {}};
   dependent.value.programmatic_stream_serialization_allowed = 1;
-  const abi::LaunchConfig launch{static_cast<unsigned>(config.grid_x),
-                                 1,
-                                 1,
-                                 static_cast<unsigned>(threads),
-                                 1,
-                                 1,
-                                 static_cast<unsigned>(tile.smem_bytes),
-                                 stream,
-                                 &dependent,
-                                 1};
+  abi::LaunchConfig launch{};
+  launch.grid_x = static_cast<unsigned>(config.grid_x);
+  launch.block_x = static_cast<unsigned>(threads != 0 ? threads : tile.threads);
+  launch.grid_y = launch.grid_z = launch.block_y = launch.block_z = launch.attribute_count = 1;
+  launch.shared_bytes = static_cast<unsigned>(tile.smem_bytes);
+  launch.stream = stream;
+  launch.attributes = &dependent;
   void* arguments[] = {const_cast<void*>(params)};
   const Result result = driver.launch_kernel_ex(&launch, kernel, arguments, nullptr);
-  if (result != abi::kSuccess) {
-    check(op_, driver, result,
-          std::string("launch of ") + tile.symbol + " with " + std::to_string(config.grid_x) + " CTAs of " +
-              std::to_string(threads) + " threads and " + std::to_string(tile.smem_bytes) + " bytes");
-  }
+  if (result == abi::kSuccess) return;
+  check(op_, driver, result,
+        std::string("launch of ") + tile.symbol + " with " + std::to_string(launch.grid_x) + " CTAs of " +
+            std::to_string(launch.block_x) + " threads and " + std::to_string(tile.smem_bytes) + " bytes");
 }
 
 }  // namespace mla_fp8::cuda

@@ -12,11 +12,7 @@ namespace mla_fp8::cuda {
 
 inline constexpr int kMaxDevices = 64;
 
-struct DeviceProperties {
-  Device limits;  // for select_config
-  int capability_major, capability_minor;
-  char name[128];
-};
+struct DeviceState;
 
 // Makes a device's context current while it lives, and refuses devices that the kernels do not run on. Every launcher
 // begins with one.
@@ -27,17 +23,13 @@ class CurrentDevice {
   CurrentDevice(const CurrentDevice&) = delete;
   CurrentDevice& operator=(const CurrentDevice&) = delete;
 
-  const DeviceProperties& properties() const { return *properties_; }
-  const Device& limits() const { return properties_->limits; }
+  const Device& limits() const;  // for select_config
 
   // Launches the config's kernel with `params` as its only argument, or nothing where grid_x is 0. It may start before
   // its predecessor in the stream has finished (programmatic dependent launch): every kernel waits by
-  // griddepcontrol.wait. Loads the kernel at its first use on this device, also inside stream capture.
-  void launch(const Config& config, const void* params, void* stream) const {
-    if (config.grid_x != 0) launch(config, params, stream, config.tile->threads);
-  }
-  // With fewer threads a CTA than the tile has, for a kernel that says that it can.
-  void launch(const Config& config, const void* params, void* stream, int threads) const;
+  // griddepcontrol.wait. Loads the kernel at its first use on this device, also inside stream capture. A kernel that
+  // says so can have fewer `threads` a CTA than its tile.
+  void launch(const Config& config, const void* params, void* stream, int threads = 0) const;
 
   // Only loads the kernel. `stream` tells whether a capture is under way.
   void load(const Tile& tile, void* stream) const;
@@ -45,7 +37,7 @@ class CurrentDevice {
  private:
   const char* op_;
   int index_;
-  const DeviceProperties* properties_;
+  const DeviceState* state_;
   bool pushed_ = false;
 };
 

@@ -20,37 +20,42 @@ using Ordinal = int;  // CUdevice
 
 inline constexpr int kDriverVersion = 12000;  // the ABI asked for: CUDA 12.0, which brought libraries and tensor maps
 
-enum : Result {
-  kSuccess = 0,
-  kErrorInvalidImage = 200,
-  kErrorInvalidContext = 201,
-  kErrorNoBinaryForGpu = 209,
-  kErrorInvalidPtx = 218,
-  kErrorJitCompilerNotFound = 221,
-  kErrorUnsupportedPtxVersion = 222,
-  kErrorStreamCaptureImplicit = 906,
-};
-
-enum DeviceAttribute : int {
-  kMultiprocessorCount = 16,
-  kMemoryClockRate = 36,  // kHz
-  kGlobalMemoryBusWidth = 37,  // bits
-  kL2CacheSize = 38,
-  kMaxThreadsPerMultiprocessor = 39,
-  kComputeCapabilityMajor = 75,
-  kComputeCapabilityMinor = 76,
-  kMaxSharedMemoryPerMultiprocessor = 81,
-  kMaxRegistersPerMultiprocessor = 82,
-  kMaxSharedMemoryPerBlockOptin = 97,
-  kMaxBlocksPerMultiprocessor = 106,
-  kReservedSharedMemoryPerBlock = 111,
-};
-
-inline constexpr int kFunctionMaxDynamicSharedSizeBytes = 8;
-inline constexpr int kLaunchProgrammaticStreamSerialization = 6;
-inline constexpr int kCaptureModeRelaxed = 2;
-inline constexpr int kCaptureNone = 0;
-inline constexpr int kL2Promotion256Bytes = 3;
+#ifdef CUDA_VERSION
+#define MLA_FP8_CUDA_VALUE(own, value, cuda) \
+  inline constexpr int own = value;          \
+  static_assert(own == static_cast<int>(cuda))
+#else
+#define MLA_FP8_CUDA_VALUE(own, value, cuda) inline constexpr int own = value
+#endif
+MLA_FP8_CUDA_VALUE(kSuccess, 0, CUDA_SUCCESS);
+MLA_FP8_CUDA_VALUE(kErrorInvalidImage, 200, CUDA_ERROR_INVALID_IMAGE);
+MLA_FP8_CUDA_VALUE(kErrorInvalidContext, 201, CUDA_ERROR_INVALID_CONTEXT);
+MLA_FP8_CUDA_VALUE(kErrorNoBinaryForGpu, 209, CUDA_ERROR_NO_BINARY_FOR_GPU);
+MLA_FP8_CUDA_VALUE(kErrorInvalidPtx, 218, CUDA_ERROR_INVALID_PTX);
+MLA_FP8_CUDA_VALUE(kErrorJitCompilerNotFound, 221, CUDA_ERROR_JIT_COMPILER_NOT_FOUND);
+MLA_FP8_CUDA_VALUE(kErrorUnsupportedPtxVersion, 222, CUDA_ERROR_UNSUPPORTED_PTX_VERSION);
+MLA_FP8_CUDA_VALUE(kErrorStreamCaptureImplicit, 906, CUDA_ERROR_STREAM_CAPTURE_IMPLICIT);
+// Attributes of a device; the clock rate in kHz, the bus width in bits.
+MLA_FP8_CUDA_VALUE(kMultiprocessorCount, 16, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
+MLA_FP8_CUDA_VALUE(kMemoryClockRate, 36, CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE);
+MLA_FP8_CUDA_VALUE(kGlobalMemoryBusWidth, 37, CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH);
+MLA_FP8_CUDA_VALUE(kL2CacheSize, 38, CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE);
+MLA_FP8_CUDA_VALUE(kMaxThreadsPerMultiprocessor, 39, CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR);
+MLA_FP8_CUDA_VALUE(kComputeCapabilityMajor, 75, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR);
+MLA_FP8_CUDA_VALUE(kComputeCapabilityMinor, 76, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
+MLA_FP8_CUDA_VALUE(kMaxSharedMemoryPerMultiprocessor, 81, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR);
+MLA_FP8_CUDA_VALUE(kMaxRegistersPerMultiprocessor, 82, CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_MULTIPROCESSOR);
+MLA_FP8_CUDA_VALUE(kMaxSharedMemoryPerBlockOptin, 97, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN);
+MLA_FP8_CUDA_VALUE(kMaxBlocksPerMultiprocessor, 106, CU_DEVICE_ATTRIBUTE_MAX_BLOCKS_PER_MULTIPROCESSOR);
+MLA_FP8_CUDA_VALUE(kReservedSharedMemoryPerBlock, 111, CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK);
+MLA_FP8_CUDA_VALUE(kFunctionMaxDynamicSharedSizeBytes, 8, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES);
+MLA_FP8_CUDA_VALUE(kLaunchProgrammaticStreamSerialization, 6, CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION);
+MLA_FP8_CUDA_VALUE(kCaptureModeRelaxed, 2, CU_STREAM_CAPTURE_MODE_RELAXED);
+MLA_FP8_CUDA_VALUE(kCaptureNone, 0, CU_STREAM_CAPTURE_STATUS_NONE);
+MLA_FP8_CUDA_VALUE(kTensorMapU8, 0, CU_TENSOR_MAP_DATA_TYPE_UINT8);
+MLA_FP8_CUDA_VALUE(kTensorMapSwizzle128Bytes, 3, CU_TENSOR_MAP_SWIZZLE_128B);
+MLA_FP8_CUDA_VALUE(kL2Promotion256Bytes, 3, CU_TENSOR_MAP_L2_PROMOTION_L2_256B);
+#undef MLA_FP8_CUDA_VALUE
 
 struct LaunchAttribute {
   int id;
@@ -68,33 +73,42 @@ struct LaunchConfig {
   unsigned attribute_count;
 };
 
-// X(member, driver symbol, argument types): every function returns Result.
-#define MLA_FP8_DRIVER_FUNCTIONS(X)                                                                               \
-  X(init, cuInit, unsigned)                                                                                       \
-  X(get_error_name, cuGetErrorName, Result, const char**)                                                         \
-  X(get_error_string, cuGetErrorString, Result, const char**)                                                     \
-  X(device_get, cuDeviceGet, Ordinal*, int)                                                                       \
-  X(device_get_name, cuDeviceGetName, char*, int, Ordinal)                                                        \
-  X(device_get_attribute, cuDeviceGetAttribute, int*, int, Ordinal)                                               \
-  X(primary_ctx_retain, cuDevicePrimaryCtxRetain, Handle*, Ordinal)                                               \
-  X(ctx_get_device, cuCtxGetDevice, Ordinal*)                                                                     \
-  X(ctx_set_current, cuCtxSetCurrent, Handle)                                                                     \
-  X(ctx_push_current, cuCtxPushCurrent, Handle)                                                                   \
-  X(ctx_pop_current, cuCtxPopCurrent, Handle*)                                                                    \
-  X(exchange_capture_mode, cuThreadExchangeStreamCaptureMode, int*)                                               \
-  X(stream_is_capturing, cuStreamIsCapturing, Handle, int*)                                                       \
-  X(library_load_data, cuLibraryLoadData, Handle*, const void*, void*, void**, unsigned, void*, void**, unsigned) \
-  X(library_get_kernel, cuLibraryGetKernel, Handle*, Handle, const char*)                                         \
-  X(kernel_get_function, cuKernelGetFunction, Handle*, Handle)                                                    \
-  X(kernel_set_attribute, cuKernelSetAttribute, int, int, Handle, Ordinal)                                        \
-  X(launch_kernel_ex, cuLaunchKernelEx, const LaunchConfig*, Handle, void**, void**)                              \
-  X(tensor_map_encode_tiled, cuTensorMapEncodeTiled, void*, uint32_t, uint32_t, const void*, const uint64_t*,     \
-    const uint64_t*, const uint32_t*, const uint32_t*, uint32_t, uint32_t, uint32_t, uint32_t)
-
+// The driver's functions: made, each is there. Throws what driver.cpp says of a driver that is missing or too old.
 struct Driver {
-#define MLA_FP8_MEMBER(member, symbol, ...) Result (*member)(__VA_ARGS__);
-  MLA_FP8_DRIVER_FUNCTIONS(MLA_FP8_MEMBER)
-#undef MLA_FP8_MEMBER
+  struct Symbol {
+    void* address;
+    template <typename F>
+    operator F*() const {
+      return reinterpret_cast<F*>(address);
+    }
+  };
+  explicit Driver(const char* op);
+  Symbol find(const char* symbol) const;
+
+  const char* op;
+  Result (*get_proc_address)(const char*, void**, int, uint64_t, int*);
+  Result (*init)(unsigned) = find("cuInit");
+  Result (*get_error_name)(Result, const char**) = find("cuGetErrorName");
+  Result (*get_error_string)(Result, const char**) = find("cuGetErrorString");
+  Result (*device_get)(Ordinal*, int) = find("cuDeviceGet");
+  Result (*device_get_name)(char*, int, Ordinal) = find("cuDeviceGetName");
+  Result (*device_get_attribute)(int*, int, Ordinal) = find("cuDeviceGetAttribute");
+  Result (*primary_ctx_retain)(Handle*, Ordinal) = find("cuDevicePrimaryCtxRetain");
+  Result (*ctx_get_device)(Ordinal*) = find("cuCtxGetDevice");
+  Result (*ctx_set_current)(Handle) = find("cuCtxSetCurrent");
+  Result (*ctx_push_current)(Handle) = find("cuCtxPushCurrent");
+  Result (*ctx_pop_current)(Handle*) = find("cuCtxPopCurrent");
+  Result (*exchange_capture_mode)(int*) = find("cuThreadExchangeStreamCaptureMode");
+  Result (*stream_is_capturing)(Handle, int*) = find("cuStreamIsCapturing");
+  Result (*library_load_data)(Handle*, const void*, void*, void**, unsigned, void*, void**,
+                              unsigned) = find("cuLibraryLoadData");
+  Result (*library_get_kernel)(Handle*, Handle, const char*) = find("cuLibraryGetKernel");
+  Result (*kernel_get_function)(Handle*, Handle) = find("cuKernelGetFunction");
+  Result (*kernel_set_attribute)(int, int, Handle, Ordinal) = find("cuKernelSetAttribute");
+  Result (*launch_kernel_ex)(const LaunchConfig*, Handle, void**, void**) = find("cuLaunchKernelEx");
+  Result (*tensor_map_encode_tiled)(void*, uint32_t, uint32_t, const void*, const uint64_t*, const uint64_t*,
+                                    const uint32_t*, const uint32_t*, uint32_t, uint32_t, uint32_t,
+                                    uint32_t) = find("cuTensorMapEncodeTiled");
 };
 
 #ifdef CUDA_VERSION
@@ -106,32 +120,6 @@ static_assert(offsetof(LaunchConfig, stream) == offsetof(CUlaunchConfig, hStream
 static_assert(offsetof(LaunchConfig, attributes) == offsetof(CUlaunchConfig, attrs));
 static_assert(offsetof(LaunchConfig, attribute_count) == offsetof(CUlaunchConfig, numAttrs));
 static_assert(sizeof(CUtensorMap) == 128 && sizeof(CUresult) == sizeof(Result) && sizeof(CUdevice) == sizeof(Ordinal));
-#define MLA_FP8_SAME(own, cuda) static_assert(static_cast<int>(own) == static_cast<int>(cuda))
-MLA_FP8_SAME(kErrorInvalidImage, CUDA_ERROR_INVALID_IMAGE);
-MLA_FP8_SAME(kErrorInvalidContext, CUDA_ERROR_INVALID_CONTEXT);
-MLA_FP8_SAME(kErrorNoBinaryForGpu, CUDA_ERROR_NO_BINARY_FOR_GPU);
-MLA_FP8_SAME(kErrorInvalidPtx, CUDA_ERROR_INVALID_PTX);
-MLA_FP8_SAME(kErrorJitCompilerNotFound, CUDA_ERROR_JIT_COMPILER_NOT_FOUND);
-MLA_FP8_SAME(kErrorUnsupportedPtxVersion, CUDA_ERROR_UNSUPPORTED_PTX_VERSION);
-MLA_FP8_SAME(kErrorStreamCaptureImplicit, CUDA_ERROR_STREAM_CAPTURE_IMPLICIT);
-MLA_FP8_SAME(kMultiprocessorCount, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
-MLA_FP8_SAME(kMemoryClockRate, CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE);
-MLA_FP8_SAME(kGlobalMemoryBusWidth, CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH);
-MLA_FP8_SAME(kL2CacheSize, CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE);
-MLA_FP8_SAME(kMaxThreadsPerMultiprocessor, CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR);
-MLA_FP8_SAME(kComputeCapabilityMajor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR);
-MLA_FP8_SAME(kComputeCapabilityMinor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
-MLA_FP8_SAME(kMaxSharedMemoryPerMultiprocessor, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR);
-MLA_FP8_SAME(kMaxRegistersPerMultiprocessor, CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_MULTIPROCESSOR);
-MLA_FP8_SAME(kMaxSharedMemoryPerBlockOptin, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN);
-MLA_FP8_SAME(kMaxBlocksPerMultiprocessor, CU_DEVICE_ATTRIBUTE_MAX_BLOCKS_PER_MULTIPROCESSOR);
-MLA_FP8_SAME(kReservedSharedMemoryPerBlock, CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK);
-MLA_FP8_SAME(kFunctionMaxDynamicSharedSizeBytes, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES);
-MLA_FP8_SAME(kLaunchProgrammaticStreamSerialization, CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION);
-MLA_FP8_SAME(kCaptureModeRelaxed, CU_STREAM_CAPTURE_MODE_RELAXED);
-MLA_FP8_SAME(kCaptureNone, CU_STREAM_CAPTURE_STATUS_NONE);
-MLA_FP8_SAME(kL2Promotion256Bytes, CU_TENSOR_MAP_L2_PROMOTION_L2_256B);
-#undef MLA_FP8_SAME
 #endif
 
 }  // namespace mla_fp8::cuda::abi
