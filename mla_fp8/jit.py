@@ -23,7 +23,7 @@ OPTIONS = [f"--gpu-architecture={ARCHITECTURE}", "--std=c++17", "--device-as-def
 _DIGEST_BYTES = hashlib.sha256().digest_size  # a cached file is the digest of its name and image, then the image
 _PATIENCE_S = 120.0  # with another process that compiles; then this one does so too
 _POLL_S = 0.05
-# mla_fp8_image_loader of csrc/gpu/images.h: image name, device index, data, size, error, error's size -> 0: found
+# mla_fp8_image_loader of csrc/gpu/exports.h: image name, device index, data, size, error, error's size -> 0: found
 _LOADER = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.POINTER(ctypes.c_void_p),
                            ctypes.POINTER(ctypes.c_size_t), ctypes.POINTER(ctypes.c_char), ctypes.c_size_t)  # fmt: skip
 _ERROR_BYTES = 8192

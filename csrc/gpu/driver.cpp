@@ -3,8 +3,11 @@
 #include <dlfcn.h>
 
 #include <atomic>
+#include <iomanip>
+#include <limits>
 #include <memory>
 #include <mutex>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 
@@ -32,16 +35,17 @@ double dram_gbps(int clock_khz, int bus_bits) { return kDramEfficiency * 2 * clo
 
 // The limits that a device tells, as select_config knows them.
 constexpr struct {
+  const char* name;
   int Device::* limit;
   int attribute;
 } kLimits[] = {
-    {&Device::num_sms, abi::kMultiprocessorCount},
-    {&Device::smem_bytes_per_cta, abi::kMaxSharedMemoryPerBlockOptin},
-    {&Device::smem_bytes_per_sm, abi::kMaxSharedMemoryPerMultiprocessor},
-    {&Device::smem_bytes_reserved, abi::kReservedSharedMemoryPerBlock},
-    {&Device::threads_per_sm, abi::kMaxThreadsPerMultiprocessor},
-    {&Device::registers_per_sm, abi::kMaxRegistersPerMultiprocessor},
-    {&Device::ctas_per_sm, abi::kMaxBlocksPerMultiprocessor},
+    {"num_sms", &Device::num_sms, abi::kMultiprocessorCount},
+    {"smem_bytes_per_cta", &Device::smem_bytes_per_cta, abi::kMaxSharedMemoryPerBlockOptin},
+    {"smem_bytes_per_sm", &Device::smem_bytes_per_sm, abi::kMaxSharedMemoryPerMultiprocessor},
+    {"smem_bytes_reserved", &Device::smem_bytes_reserved, abi::kReservedSharedMemoryPerBlock},
+    {"threads_per_sm", &Device::threads_per_sm, abi::kMaxThreadsPerMultiprocessor},
+    {"registers_per_sm", &Device::registers_per_sm, abi::kMaxRegistersPerMultiprocessor},
+    {"ctas_per_sm", &Device::ctas_per_sm, abi::kMaxBlocksPerMultiprocessor},
 };
 
 // Asks the driver, and refuses a device that the kernels do not run on. Makes no context.
@@ -60,7 +64,7 @@ DeviceState ask_device(const char* op, const Driver& driver, int index) {
     fail(op, "device must have compute capability 9.0 (H100, H200), got " + std::to_string(major) + "." +
                  std::to_string(minor) + " (" + name + ")");
   }
-  for (const auto& [limit, which] : kLimits) state.limits.*limit = attribute(which);
+  for (const auto& [name, limit, which] : kLimits) state.limits.*limit = attribute(which);
   state.limits.l2_bytes = attribute(abi::kL2CacheSize);
   state.limits.dram_gbps = dram_gbps(attribute(abi::kMemoryClockRate), attribute(abi::kGlobalMemoryBusWidth));
   return state;
@@ -170,6 +174,15 @@ void CurrentDevice::launch(const Config& config, const void* params, void* strea
   check(op_, driver, result,
         std::string("launch of ") + tile.symbol + " with " + std::to_string(launch.grid_x) + " CTAs of " +
             std::to_string(launch.block_x) + " threads and " + std::to_string(tile.smem_bytes) + " bytes");
+}
+
+std::string describe_device(const char* op, int device_index) {
+  const Device limits = ask_device(op, driver_for(op), device_index).limits;
+  std::ostringstream text;
+  text << std::setprecision(std::numeric_limits<double>::max_digits10);
+  for (const auto& [name, limit, which] : kLimits) text << name << "=" << limits.*limit << " ";
+  text << "l2_bytes=" << limits.l2_bytes << " dram_gbps=" << limits.dram_gbps;
+  return text.str();
 }
 
 }  // namespace mla_fp8::cuda

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <string>
 
 #include "config/config.h"
 #include "kernels/types.h"
@@ -40,6 +41,9 @@ class CurrentDevice {
   const DeviceState* state_;
   bool pushed_ = false;
 };
+
+// What the driver tells of a device, as "num_sms=132 dram_gbps=3017.088": fields of struct Device. Makes no context.
+std::string describe_device(const char* op, int device_index);
 
 // The greatest power of 2, at most 16, that divides every value: pointers and byte strides (0 for dims of extent 1).
 inline int common_alignment(std::initializer_list<uint64_t> values) {

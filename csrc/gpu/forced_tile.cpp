@@ -3,6 +3,8 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "gpu/exports.h"
+
 namespace mla_fp8::cuda {
 namespace {
 

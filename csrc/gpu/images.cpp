@@ -1,16 +1,14 @@
 #include "gpu/images.h"
 
 #include <atomic>
-#include <cstdio>
-#include <exception>
 #include <iterator>
 #include <map>
 #include <mutex>
-#include <stdexcept>
 #include <string>
 
 #include "gpu/driver.h"
 #include "gpu/driver_abi.h"
+#include "gpu/exports.h"
 
 namespace mla_fp8 {
 namespace {
@@ -132,16 +130,4 @@ abi::Handle find_kernel(const char* op, int device_index, abi::Ordinal device, c
 
 void mla_fp8_set_image_loader(mla_fp8_image_loader loader) {
   mla_fp8::image_loader.store(loader, std::memory_order_release);
-}
-
-int mla_fp8_warm_up(int device_index, char* error, size_t error_size) {
-  try {
-    for (const mla_fp8::Tile& tile : mla_fp8::kTiles) {
-      mla_fp8::cuda::CurrentDevice(mla_fp8::op_name(tile.op), device_index).load(tile, nullptr);
-    }
-    return 0;
-  } catch (const std::exception& e) {
-    std::snprintf(error, error_size, "%s", e.what());
-    return 1;
-  }
 }

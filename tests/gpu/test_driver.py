@@ -3,6 +3,7 @@
 The fake refuses embedded images, as a driver older than the toolkit does: whether this build has some does not matter.
 """
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from mla_fp8 import _native, jit
+from mla_fp8._config import Device
 
 TORCH_CPU = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
 CUBIN = b"\x7fELF, said the fake driver"
@@ -32,9 +34,9 @@ def fake_driver(tmp_path_factory):
 
 @pytest.fixture
 def warm_up(fake_driver, tmp_path):
-    """Calls mla_fp8_warm_up in `threads` threads of a fresh process -> its calls of the driver, and its errors."""
+    """Calls a C function of the library in `threads` threads of a fresh process -> calls of the driver, and errors."""
 
-    def run(threads=1, loader=True, **settings) -> tuple[list[str], set[str]]:
+    def run(threads=1, loader=True, function="warm_up", **settings) -> tuple[list[str], set[str]]:
         code = textwrap.dedent(f"""
             import ctypes, importlib.util, os, threading
             ctypes.CDLL({str(fake_driver)!r}, mode=ctypes.RTLD_GLOBAL)  # found before the real one
@@ -51,8 +53,10 @@ def warm_up(fake_driver, tmp_path):
             def call():
                 error = ctypes.create_string_buffer(8192)
                 start.wait()
-                if library.mla_fp8_warm_up(0, error, len(error)):
+                if library.mla_fp8_{function}(0, error, len(error)):
                     record("error " + error.value.decode())
+                elif error.value:
+                    record("text " + error.value.decode())
             threads = [threading.Thread(target=call) for _ in range({threads})]
             [thread.start() for thread in threads], [thread.join() for thread in threads]
         """)
@@ -149,3 +153,41 @@ def test_driver_errors_in_loading_name_the_kernel(warm_up, call):
 def test_driver_too_old_is_named(warm_up):
     _, (error,) = warm_up(missing="cuLibraryLoadData")
     assert error.endswith("the CUDA driver must support CUDA 12.0 or later, got one without cuLibraryLoadData")
+
+
+def test_driver_tells_what_select_config_asks_of_a_device(warm_up):
+    calls, errors = warm_up(function="device")
+    assert not errors
+    (text,) = arguments_of(calls, "text")
+    told = dict(field.split("=") for field in text.split())
+    device = Device(**{name: type(getattr(Device(), name))(value) for name, value in told.items()})
+    assert {device.num_sms, device.smem_bytes_per_cta, device.registers_per_sm, device.l2_bytes} == {1000}
+    assert device.dram_gbps == 0.9 * 2 * 1000 * (1000 / 8) / 1e6  # 1000 kHz, 1000 bits
+    assert set(Device._fields) - set(told) == {"l2_gbps", "sm_gbps", "mma_tflops", "launch_us", "latency_us"}
+    assert not arguments_of(calls, "cuDevicePrimaryCtxRetain"), "a question makes no context"
+
+
+def test_driver_tells_of_no_device_that_the_kernels_do_not_run_on(warm_up):
+    _, (error,) = warm_up(function="device", capability="80")
+    assert error.startswith("mla_fp8_device: device must have compute capability 9.0 (H100, H200), got 8.0")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver here")
+def test_device_without_a_driver_is_an_error_that_names_it():
+    text = ctypes.create_string_buffer(1024)
+    assert ctypes.CDLL(str(_native.LIBRARY)).mla_fp8_device(0, text, len(text)) == 1
+    assert text.value.decode().startswith("mla_fp8_device: the CUDA driver must be installed, got libcuda.so.1")
+
+
+@pytest.mark.parametrize("op", ["quantize_q_nope", "bmm", "absorb_q", "v_up", "unknown"])
+def test_library_tells_what_is_embedded(op):
+    library = ctypes.CDLL(str(_native.LIBRARY))
+    library.mla_fp8_embedded_image.restype = ctypes.c_void_p
+    size = ctypes.c_size_t()
+    address = library.mla_fp8_embedded_image(op.encode(), ctypes.byref(size))
+    fatbin_magic = (0xBA55ED50).to_bytes(4, "little")
+    assert (
+        (address is not None) == (size.value > 0) == (op != "unknown" and fatbin_magic in _native.LIBRARY.read_bytes())
+    )
+    if address is not None:
+        assert ctypes.string_at(address, size.value).startswith(fatbin_magic)
