@@ -7,7 +7,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "config/walk.h"
+#include "config/config.h"
 
 namespace py = pybind11;
 using namespace mla_fp8;
@@ -155,13 +155,6 @@ void bind_outputs(py::module_& module) {
       .field("kept", &Candidate::kept)
       .field("reason", &Candidate::reason)
       .repr();
-  Struct<WalkReport>(module, "WalkReport", "What a walk over many problems found.")
-      .field("problems", &WalkReport::problems)
-      .field("kept", &WalkReport::kept)
-      .field("dropped", &WalkReport::dropped)
-      .field("failed", &WalkReport::failed)
-      .field("failures", &WalkReport::failures)
-      .repr();
 }
 
 }  // namespace
@@ -177,15 +170,4 @@ PYBIND11_MODULE(_config, module) {
              "The least modelled time among the tiles that fit. Raises ValueError with every reason if none does.");
   module.def("candidates", &candidates, py::arg("problem"), py::arg("device") = Device{},
              "Every tile of the op, kept or dropped with its reason, in table order.");
-  module.def("walk_corners", &walk_corners, py::arg("device") = Device{}, py::call_guard<py::gil_scoped_release>(),
-             "Checks select_config's promises on every combination of extreme and common extents.");
-  module.def("walk_random", &walk_random, py::arg("count"), py::arg("seed") = 0, py::arg("device") = Device{},
-             py::call_guard<py::gil_scoped_release>(), "Checks select_config's promises on `count` random problems.");
-  module.def(
-      "time_memo",
-      [](int64_t calls) {
-        const MemoTimes times = time_memo(calls);
-        return std::make_pair(times.hit_ns, times.miss_ns);
-      },
-      py::arg("calls") = 1000000, "Nanoseconds of a select_config call: (memo hit, memo miss).");
 }

@@ -1,9 +1,11 @@
 """select_config: a tile for every supported problem, a reason for every dropped one, values in every error."""
 
 import ast
+import json
 import math
+import os
 import re
-import threading
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,8 @@ from mla_fp8 import _config
 from mla_fp8._config import Device, Op, Problem, candidates, select_config, tiles
 from mla_fp8.config import forced_tile
 
-WALKED_PROBLEMS = 1_000_000
+SWEPT_PROBLEMS = 1_000_000
+CSRC = Path(__file__).parents[1] / "csrc"
 MAX_GRID_X = 2**31 - 1
 HOPPER_SMEM_BYTES = 227 * 1024
 PRODUCTS = [Op.bmm, Op.absorb_q, Op.v_up]
@@ -35,28 +38,43 @@ def test_phased_tile_where_all_ctas_run_at_once_only():
     assert not select_config(problem(Op.absorb_q, s=600, heads=num_sms + 1)).tile.phased
 
 
-def test_walk_finds_a_fitting_candidate_for_a_million_problems(record_property):
-    report = _config.walk_random(WALKED_PROBLEMS)
-    hit_ns, miss_ns = _config.time_memo(100_000)
-    record_property("memo_ns", f"hit {hit_ns:.0f}, miss {miss_ns:.0f}")
-    print(f"{report.problems} problems, memo hit {hit_ns:.0f} ns, miss {miss_ns:.0f} ns")
-    assert report.failed == 0, "\n".join(report.failures)
-    assert report.problems == WALKED_PROBLEMS
-    assert report.kept >= report.problems
-    assert report.dropped > 0
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """Runs tests/sweep_configs.cpp, built here from csrc/config -> what each line of its output says."""
+    program = tmp_path_factory.mktemp("sweep") / "sweep_configs"
+    compiler = [os.environ.get("CXX", "g++"), "-std=c++17", "-O2", *os.environ.get("CXXFLAGS", "").split()]
+    sources = [Path(__file__).with_name("sweep_configs.cpp"), *CSRC.glob("config/[!m]*.cpp")]  # not the module
+    subprocess.run([*compiler, f"-I{CSRC}", "-o", program, *sources, "-pthread"], check=True, timeout=80)
+
+    def run(*arguments):
+        result = subprocess.run([program, *map(str, arguments)], check=True, capture_output=True, text=True, timeout=80)
+        return [json.loads(line) for line in result.stdout.splitlines()]
+
+    return run
 
 
-def test_corners_have_fitting_candidates():
-    report = _config.walk_corners()
-    assert report.failed == 0, "\n".join(report.failures)
-    assert report.problems > 100_000
+def test_sweep_finds_a_fitting_candidate_for_a_million_problems(record_property, sweep):
+    (report,) = sweep("random", SWEPT_PROBLEMS, 0, 1, HOPPER_SMEM_BYTES)
+    (memo,) = sweep("memo", 100_000)
+    record_property("memo_ns", f"hit {memo['hit_ns']:.0f}, miss {memo['miss_ns']:.0f}")
+    print(f"{report['problems']} problems, memo hit {memo['hit_ns']:.0f} ns, miss {memo['miss_ns']:.0f} ns")
+    assert report["failed"] == 0, "\n".join(report["failures"])
+    assert report["problems"] == SWEPT_PROBLEMS
+    assert report["kept"] >= report["problems"]
+    assert report["dropped"] > 0
 
 
-def test_walk_notices_broken_promises():
-    # No product fits so small a device: the walk must say so, not pass.
-    report = _config.walk_random(1000, device=Device(smem_bytes_per_cta=1024))
-    assert report.failed > 0
-    assert "1024 bytes of shared memory" in report.failures[0]
+def test_corners_have_fitting_candidates(sweep):
+    (report,) = sweep("corners")
+    assert report["failed"] == 0, "\n".join(report["failures"])
+    assert report["problems"] > 100_000
+
+
+def test_sweep_notices_broken_promises(sweep):
+    # No product fits so small a device: the sweep must say so, not pass.
+    (report,) = sweep("random", 1000, 0, 1, 1024)
+    assert report["failed"] > 0
+    assert "1024 bytes of shared memory" in report["failures"][0]
 
 
 @pytest.mark.parametrize("op", PRODUCTS)
@@ -217,16 +235,11 @@ def test_the_device_is_part_of_the_question():
     assert repr(select_config(asked, big)) == repr(select_config(asked))
 
 
-def test_threads_agree():
-    reports = []
-    workers = [threading.Thread(target=lambda: reports.append(_config.walk_random(20_000, seed=1))) for _ in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert len(reports) == len(workers)
-    assert {repr(report) for report in reports} == {repr(reports[0])}
-    assert reports[0].failed == 0
+def test_threads_agree(sweep):
+    reports = sweep("random", 20_000, 1, 4, HOPPER_SMEM_BYTES)
+    assert len(reports) == 4
+    assert all(report == reports[0] for report in reports)
+    assert reports[0]["failed"] == 0
 
 
 def test_reprs_show_values():

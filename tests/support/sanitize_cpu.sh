@@ -39,5 +39,6 @@ PYTHON
   cd - >/dev/null
   tests=("${products[@]}")
   if [ "$cpu" = AUTO ]; then tests+=("${others[@]}"); fi
-  LD_PRELOAD=$preload "$python" -S "$scripts/pytest" -q -p no:cacheprovider --capture=sys "${tests[@]}" ${PYTEST_ARGS:-}
+  CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all" \
+    LD_PRELOAD=$preload "$python" -S "$scripts/pytest" -q -p no:cacheprovider --capture=sys "${tests[@]}" ${PYTEST_ARGS:-}
 done

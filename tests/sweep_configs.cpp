@@ -1,20 +1,44 @@
-#include "config/walk.h"
-
+// Checks what select_config promises on many supported problems, for test_config.py. Each line of output is a JSON object.
+//     sweep_configs corners                        every combination of extreme and common extents, alignments, outputs
+//     sweep_configs random COUNT SEED THREADS SMEM COUNT random problems, small extents as often as large ones, in each
+//                                                  of THREADS threads; on a device of SMEM bytes a CTA
+//     sweep_configs memo CALLS                     nanoseconds of a call whose answer is remembered, and of one whose is not
 #include <chrono>
+#include <cstdio>
+#include <cstdlib>
 #include <random>
+#include <string>
+#include <thread>
+#include <vector>
 
 #include "config/cost.h"
 
-namespace mla_fp8 {
+using namespace mla_fp8;
+
 namespace {
 
 constexpr size_t kFailuresShown = 20;
 __extension__ using Wide = __int128;
 
-// Counts broken promises of one walk and words the first of them.
+struct Report {
+  int64_t problems = 0;
+  int64_t kept = 0, dropped = 0;  // candidates of all problems together
+  int64_t failed = 0;  // broken promises
+  std::vector<std::string> failures;  // the first few of them
+
+  std::string json() const {
+    std::string told;
+    for (const std::string& failure : failures) told += (told.empty() ? "\"" : ", \"") + failure + "\"";
+    return "{\"problems\": " + std::to_string(problems) + ", \"kept\": " + std::to_string(kept) +
+           ", \"dropped\": " + std::to_string(dropped) + ", \"failed\": " + std::to_string(failed) +
+           ", \"failures\": [" + told + "]}";
+  }
+};
+
+// Counts broken promises and words the first of them.
 class Checker {
  public:
-  Checker(const Device& device, WalkReport& report) : device_(device), report_(report) {}
+  Checker(const Device& device, Report& report) : device_(device), report_(report) {}
 
   void check(const Problem& problem) {
     problem_ = &problem;
@@ -77,7 +101,7 @@ class Checker {
   }
 
   const Device& device_;
-  WalkReport& report_;
+  Report& report_;
   const Problem* problem_ = nullptr;
 };
 
@@ -108,10 +132,8 @@ Problem problem_of(Op op, int64_t s, int64_t heads, int64_t n, int64_t k) {
 
 constexpr Op kOps[] = {Op::kQuantizeQNope, Op::kBmm, Op::kAbsorbQ, Op::kVUp};
 
-}  // namespace
-
-WalkReport walk_corners(const Device& device) {
-  WalkReport report;
+Report sweep_corners(const Device& device) {
+  Report report;
   Checker checker(device, report);
   for (const Op op : kOps) {
     const Choices c = choices(op);
@@ -132,8 +154,8 @@ WalkReport walk_corners(const Device& device) {
   return report;
 }
 
-WalkReport walk_random(int64_t count, uint64_t seed, const Device& device) {
-  WalkReport report;
+Report sweep_random(int64_t count, uint64_t seed, const Device& device) {
+  Report report;
   Checker checker(device, report);
   std::mt19937_64 random(seed);
   const auto below = [&](int64_t bound) { return static_cast<int64_t>(random() % static_cast<uint64_t>(bound)); };
@@ -153,17 +175,36 @@ WalkReport walk_random(int64_t count, uint64_t seed, const Device& device) {
   return report;
 }
 
-MemoTimes time_memo(int64_t calls) {
-  const auto ns_per_call = [&](int64_t distinct) {
-    Problem p = problem_of(Op::kAbsorbQ, 1, 128, 512, 128);
-    const auto start = std::chrono::steady_clock::now();
-    for (int64_t i = 0; i < calls; ++i) {
-      p.s = i % distinct;
-      select_config(p);
-    }
-    return std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now() - start).count() / calls;
-  };
-  return {ns_per_call(4), ns_per_call(kMaxRows)};
+double ns_per_call(int64_t calls, int64_t distinct) {
+  Problem p = problem_of(Op::kAbsorbQ, 1, 128, 512, 128);
+  const auto start = std::chrono::steady_clock::now();
+  for (int64_t i = 0; i < calls; ++i) {
+    p.s = i % distinct;
+    select_config(p);
+  }
+  return std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now() - start).count() / calls;
 }
 
-}  // namespace mla_fp8
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::string what = argc > 1 ? argv[1] : "";
+  const auto number = [&](int i) { return std::strtoll(argv[i], nullptr, 10); };
+  if (what == "corners" && argc == 2) {
+    std::puts(sweep_corners(Device{}).json().c_str());
+  } else if (what == "random" && argc == 6) {
+    Device device;
+    device.smem_bytes_per_cta = static_cast<int>(number(5));
+    std::vector<Report> reports(number(4));
+    std::vector<std::thread> threads;
+    for (Report& report : reports) {
+      threads.emplace_back([&] { report = sweep_random(number(2), number(3), device); });
+    }
+    for (std::thread& thread : threads) thread.join();
+    for (const Report& report : reports) std::puts(report.json().c_str());
+  } else if (what == "memo" && argc == 3) {
+    std::printf("{\"hit_ns\": %f, \"miss_ns\": %f}\n", ns_per_call(number(2), 4), ns_per_call(number(2), kMaxRows));
+  } else {
+    return 2;
+  }
+}
