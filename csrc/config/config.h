@@ -1,6 +1,6 @@
 // select_config: which compiled tile runs a problem, on what grid. Pure, total over supported problems, memoised.
 //
-// A candidate is a line of the compiled-tile table (tiles.h). For each the cost model (cost.h) says whether it can run
+// A candidate is a line of the compiled-tile table (tile.h). For each the cost model (cost.h) says whether it can run
 // and how long it should take; the least modelled time wins, then the wider access, the smaller shared memory, the earlier line.
 // Nothing here needs torch or CUDA.
 #pragma once

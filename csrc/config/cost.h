@@ -1,6 +1,6 @@
 // What one tile costs on one problem: whether it fits, its grid, bytes and time.
 //
-// Grid, as tiles.h lays it down. columns = heads * column tiles; resident = SMs * CTAs an SM.
+// Grid, as tile.h lays it down. columns = heads * column tiles; resident = SMs * CTAs an SM.
 //   persistent: columns * min(row tiles, max(1, resident / columns)) CTAs, each one column, walking down the rows;
 //   of tiles that leave room for the next launch's CTAs one CTA an SM counts as resident;
 //   else one CTA a tile, as far as gridDim.x goes.

@@ -4,6 +4,7 @@
 #include <sstream>
 
 #include "config/cost.h"
+#include "config/fields.h"
 
 namespace mla_fp8 {
 namespace {
@@ -102,19 +103,8 @@ const char* op_name(Op op) {
   return "unknown op";
 }
 
-bool operator==(const Problem& a, const Problem& b) {
-  return a.s == b.s && a.op == b.op && a.heads == b.heads && a.n == b.n && a.k == b.k && a.pe == b.pe && a.m == b.m &&
-         a.in_bytes == b.in_bytes && a.out_bytes == b.out_bytes && a.align_bytes == b.align_bytes;
-}
-
-bool operator==(const Device& a, const Device& b) {
-  return a.num_sms == b.num_sms && a.smem_bytes_per_cta == b.smem_bytes_per_cta &&
-         a.smem_bytes_per_sm == b.smem_bytes_per_sm && a.smem_bytes_reserved == b.smem_bytes_reserved &&
-         a.threads_per_sm == b.threads_per_sm && a.registers_per_sm == b.registers_per_sm &&
-         a.ctas_per_sm == b.ctas_per_sm && a.dram_gbps == b.dram_gbps && a.l2_gbps == b.l2_gbps &&
-         a.sm_gbps == b.sm_gbps && a.l2_bytes == b.l2_bytes && a.mma_tflops == b.mma_tflops &&
-         a.launch_us == b.launch_us && a.latency_us == b.latency_us;
-}
+bool operator==(const Problem& a, const Problem& b) { return same_fields(a, b); }
+bool operator==(const Device& a, const Device& b) { return same_fields(a, b); }
 
 std::string describe(const Problem& p) {
   std::ostringstream text;

@@ -47,7 +47,7 @@ def sweep(tmp_path_factory):
     subprocess.run([*compiler, f"-I{CSRC}", "-o", program, *sources, "-pthread"], check=True, timeout=80)
 
     def run(*arguments):
-        result = subprocess.run([program, *map(str, arguments)], check=True, capture_output=True, text=True, timeout=80)
+        result = subprocess.run([program, *map(str, arguments)], check=True, capture_output=True, text=True)
         return [json.loads(line) for line in result.stdout.splitlines()]
 
     return run
@@ -256,9 +256,11 @@ def test_stub_names_what_the_module_has():
     defined = {node.name: node for node in ast.parse(stub.read_text()).body if hasattr(node, "name")}
     assert set(defined) == {name for name in dir(_config) if not name.startswith("_")}
     for name, node in defined.items():
+        members = {member.name: member for member in getattr(node, "body", ()) if isinstance(member, ast.FunctionDef)}
         if fields := getattr(getattr(_config, name), "_fields", None):
-            properties = [f.name for f in node.body if isinstance(f, ast.FunctionDef) and not f.name.startswith("_")]
-            assert properties == list(fields), name
+            assert [member for member in members if not member.startswith("_")] == list(fields), name
+        if "__init__" in members:
+            assert [keyword.arg for keyword in members["__init__"].args.kwonlyargs] == list(fields), name
 
 
 def test_forced_tile_rejects_a_symbol_that_is_not_compiled():
