@@ -17,7 +17,7 @@ from mla_fp8._config import Device, Op, Problem, candidates, select_config, tile
 from mla_fp8.config import forced_tile
 
 SWEPT_PROBLEMS = 1_000_000
-CSRC = Path(__file__).parents[1] / "csrc"
+CSRC = Path(__file__).parents[2] / "csrc"
 MAX_GRID_X = 2**31 - 1
 HOPPER_SMEM_BYTES = 227 * 1024
 PRODUCTS = [Op.bmm, Op.absorb_q, Op.v_up]
@@ -40,7 +40,7 @@ def test_phased_tile_where_all_ctas_run_at_once_only():
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
-    """Runs tests/sweep_configs.cpp, built here from csrc/config -> what each line of its output says."""
+    """Runs tests/config/sweep_configs.cpp, built here from csrc/config -> what each line of its output says."""
     program = tmp_path_factory.mktemp("sweep") / "sweep_configs"
     compiler = [os.environ.get("CXX", "g++"), "-std=c++17", "-O2", *os.environ.get("CXXFLAGS", "").split()]
     sources = [Path(__file__).with_name("sweep_configs.cpp"), *CSRC.glob("config/[!m]*.cpp")]  # not the module
