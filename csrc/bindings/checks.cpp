@@ -7,9 +7,10 @@
 namespace mla_fp8 {
 namespace {
 
-std::string list_of(const int64_t* values, int64_t count) {
+template <typename T>
+std::string list_of(const T* values, i64 count) {
   std::string text = "[";
-  for (int64_t i = 0; i < count; ++i) {
+  for (i64 i = 0; i < count; ++i) {
     if (i > 0) text += ", ";
     text += values[i] == kAny ? std::string("*") : std::to_string(values[i]);
   }
@@ -25,7 +26,7 @@ void Checks::fail(const std::string& argument, const std::string& rule, const st
   throw std::runtime_error(std::string(op_) + ": " + argument + " must " + rule + ", got " + got);
 }
 
-void Checks::rank(const Argument& argument, int64_t dim, const char* form) const {
+void Checks::rank(const Argument& argument, i64 dim, const char* form) const {
   if (argument.view.dim != dim) fail(argument.name, std::string("have shape ") + form, shape_of(argument.view));
 }
 
@@ -40,20 +41,20 @@ void Checks::dtype(const Argument& argument, std::initializer_list<Dtype> allowe
   fail(argument.name, rule, name_of(argument.view));
 }
 
-void Checks::shape(const Argument& argument, std::initializer_list<int64_t> expected, const char* form) const {
+void Checks::shape(const Argument& argument, Extents expected, const char* form) const {
   const View& view = argument.view;
-  bool matches = view.dim == static_cast<int64_t>(expected.size());
-  for (int64_t i = 0; matches && i < view.dim; ++i) {
-    const int64_t extent = expected.begin()[i];
+  bool matches = view.dim == static_cast<i64>(expected.size());
+  for (i64 i = 0; matches && i < view.dim; ++i) {
+    const i64 extent = expected.begin()[i];
     matches = extent == kAny || extent == view.sizes[i];
   }
   if (matches) return;
   fail(argument.name,
-       std::string("have shape ") + form + " = " + list_of(expected.begin(), static_cast<int64_t>(expected.size())),
+       std::string("have shape ") + form + " = " + list_of(expected.begin(), static_cast<i64>(expected.size())),
        shape_of(view));
 }
 
-void Checks::extent(const char* argument, const char* extent, int64_t value, int64_t multiple, int64_t most) const {
+void Checks::extent(const char* argument, const char* extent, i64 value, i64 multiple, i64 most) const {
   if (value > 0 && value % multiple == 0 && value <= most) return;
   fail(argument,
        std::string("have ") + extent + " a multiple of " + std::to_string(multiple) + " in [" +
@@ -72,7 +73,7 @@ void Checks::fp8_matrix(const Argument& argument) const {
   dtype(argument, {Dtype::kE4m3});
   last_dim_contiguous(argument);
   const View& view = argument.view;
-  for (int64_t i = 0; i + 1 < view.dim; ++i) {
+  for (i64 i = 0; i + 1 < view.dim; ++i) {
     if (view.sizes[i] > 1 && view.strides[i] % kWeightAlignBytes != 0) {
       fail(argument.name,
            "have strides that are multiples of " + std::to_string(kWeightAlignBytes) + ", but for the last dim",
@@ -92,53 +93,47 @@ void Checks::out_scale(const Argument& argument) const {
   if (argument.view.numel() != 1) fail(argument.name, "have one element", "shape " + shape_of(argument.view));
 }
 
-void Checks::aligned(const Argument& argument) const {
-  const int64_t bytes = bytes_per_element(argument.view.dtype);
+void Checks::placed(const Argument& argument, const Argument& first) const {
+  if (!argument.view.same_device(first.view)) {
+    fail(argument.name, "be on the device of " + std::string(first.name) + ", " + device_of(first.view),
+         device_of(argument.view));
+  }
+  const i64 bytes = bytes_per_element(argument.view.dtype);
   const auto beyond = reinterpret_cast<uintptr_t>(argument.view.data) % static_cast<uintptr_t>(bytes);
   if (beyond == 0) return;
   fail(argument.name, "start at a multiple of its element's " + std::to_string(bytes) + " bytes",
        "an address that is " + std::to_string(beyond) + " bytes past one");
 }
 
-void Checks::inputs(std::initializer_list<Argument> arguments) const {
-  const Argument& first = *arguments.begin();
+void Checks::no_grad(const Argument& argument) const {
+  if (!grad_mode_is_enabled() || !requires_grad(argument.view)) return;
+  fail(argument.name, "not require grad, as this op has no backward (call it under torch.no_grad())",
+       "requires_grad=True");
+}
+
+void Checks::inputs(Arguments arguments) const {
   for (const Argument& argument : arguments) {
-    if (argument.view && !argument.view.same_device(first.view)) {
-      fail(argument.name, "be on the device of " + std::string(first.name) + ", " + device_of(first.view),
-           device_of(argument.view));
-    }
-    aligned(argument);
+    if (argument.view) placed(argument, *arguments.begin());
   }
-  if (!grad_mode_is_enabled()) return;
   for (const Argument& argument : arguments) {
-    if (argument.view && requires_grad(argument.view)) {
-      fail(argument.name, "not require grad, as this op has no backward (call it under torch.no_grad())",
-           "requires_grad=True");
-    }
+    if (argument.view) no_grad(argument);
   }
 }
 
-void Checks::output(const Argument& output, std::initializer_list<Argument> others) const {
-  const Argument& first = *others.begin();
-  if (!output.view.same_device(first.view)) {
-    fail(output.name, "be on the device of " + std::string(first.name) + ", " + device_of(first.view),
-         device_of(output.view));
-  }
-  aligned(output);
-  if (grad_mode_is_enabled() && requires_grad(output.view)) {
-    fail(output.name, "not require grad, as this op has no backward (call it under torch.no_grad())",
-         "requires_grad=True");
-  }
+void Checks::disjoint(const Argument& output, const Argument& other) const {
+  if (!share_memory(output.view, other.view)) return;
+  fail(output.name, "not overlap " + std::string(other.name),
+       "shapes " + shape_of(output.view) + " and " + shape_of(other.view) + " that share memory");
+}
+
+void Checks::output(const Argument& output, Arguments inputs) const {
+  placed(output, *inputs.begin());
+  no_grad(output);
   if (overlaps_itself(output.view)) {
     fail(output.name, "have each element in a place of its own",
          "shape " + shape_of(output.view) + " with strides " + strides_of(output.view));
   }
-  for (const Argument& other : others) {
-    if (share_memory(output.view, other.view)) {
-      fail(output.name, "not overlap " + std::string(other.name),
-           "shapes " + shape_of(output.view) + " and " + shape_of(other.view) + " that share memory");
-    }
-  }
+  for (const Argument& input : inputs) disjoint(output, input);
 }
 
 }  // namespace mla_fp8

@@ -1,6 +1,19 @@
 #include "bindings/op.h"
 
 namespace mla_fp8::ops {
+namespace {
+
+template <typename Record>
+void run_on(const View& input, void (*cpu_kernel)(const Record&, const cpu::ParallelFor&),
+            void (*cuda_kernel)(const Record&, int, void*), const Record& record) {
+  if (input.is_cuda()) {
+    cuda_kernel(record, input.device_index, current_stream(input.device_index));
+  } else {
+    cpu_kernel(record, &parallel_for);
+  }
+}
+
+}  // namespace
 
 void check_activation(const Checks& check, const Argument& x, const char* form, const char* extent) {
   check.rank(x, 3, form);
@@ -13,13 +26,67 @@ void check_activation(const Checks& check, const Argument& x, const char* form, 
   check.last_dim_contiguous(x);
 }
 
-void check_weight(const Checks& check, const Argument& w, const Argument& w_scale, int64_t heads, int64_t k,
-                  const char* form, const char* extent, const char* scale_form) {
-  check.shape(w, {heads, kAny, k}, form);
-  check.extent(w.name, extent, w.view.sizes[1], kScaleGroup, kMaxExtent);
+void take_weight(const Checks& check, const Argument& w, const Argument& w_scale, const Forms& forms,
+                 Product& product) {
+  check.shape(w, {product.heads, kAny, product.k}, forms.w);
+  product.n = w.view.sizes[1];
+  check.extent(w.name, forms.n, product.n, kScaleGroup, kMaxExtent);
   check.fp8_matrix(w);
   check.dtype(w_scale, {Dtype::kFp32});
-  check.shape(w_scale, {heads, w.view.sizes[1] / kScaleGroup, k / kScaleGroup}, scale_form);
+  check.shape(w_scale, {product.heads, product.n / kScaleGroup, product.k / kScaleGroup}, forms.w_scale);
+  product.w = static_cast<const u8*>(w.view.data);
+  copy_strides(product.w_stride, w.view, {0, 1});
+  product.w_scale = static_cast<const float*>(w_scale.view.data);
+  copy_strides(product.w_scale_stride, w_scale.view, {0, 1, 2});
+}
+
+Product take_inputs(const Checks& check, Op op, Arguments inputs, const Forms& forms) {
+  const Argument &x = inputs.begin()[0], &q_pe = inputs.begin()[3], &out_scale = inputs.begin()[4];
+  check_activation(check, x, forms.x, forms.k);
+  Product product{};
+  product.op = op;
+  product.x = x.view.data;
+  copy_strides(product.x_stride, x.view, {0, 1});
+  product.s = x.view.sizes[0], product.heads = x.view.sizes[1], product.k = x.view.sizes[2];
+  take_weight(check, inputs.begin()[1], inputs.begin()[2], forms, product);
+  if (q_pe.view) {
+    check.dtype(q_pe, {x.view.dtype});
+    check.shape(q_pe, {product.s, product.heads, kAny}, "[S, H, P]");
+    check.extent(q_pe.name, "P", q_pe.view.sizes[2], kPeStep, kMaxPe);
+    check.last_dim_contiguous(q_pe);
+    product.q_pe = q_pe.view.data;
+    copy_strides(product.q_pe_stride, q_pe.view, {0, 1});
+    product.pe = q_pe.view.sizes[2];
+  }
+  check.out_scale(out_scale);
+  check.inputs(inputs);
+  product.out_scale = static_cast<const float*>(out_scale.view.data);
+  product.x_dtype = x.view.dtype;
+  product.out_dtype = out_scale.view ? Dtype::kE4m3 : product.x_dtype;
+  return product;
+}
+
+Tensor place(const Checks& check, const Result& result, Extents sizes, Arguments inputs, Extents strides) {
+  if (result.given == nullptr) return empty(check.op(), inputs.begin()->view, result.dtype, sizes, strides);
+  const Argument out{result.name, *result.given};
+  check.dtype(out, {result.dtype});
+  check.shape(out, sizes, result.form);
+  if (strides.size() == 0) check.last_dim_contiguous(out);
+  check.output(out, inputs);
+  return *result.given;
+}
+
+void set_output(Product& product, const View& out, const int (&dims)[2]) {
+  product.out = out.data;
+  copy_strides(product.out_stride, out, dims);
+}
+
+void run(const Product& product, Arguments inputs) {
+  run_on(inputs.begin()->view, &cpu::multiply, &cuda::launch_product, product);
+}
+
+void run(const QuantizeArgs& args, Arguments inputs) {
+  run_on(inputs.begin()->view, &cpu::quantize_q_nope, &cuda::launch_quantize_q_nope, args);
 }
 
 }  // namespace mla_fp8::ops

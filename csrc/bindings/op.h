@@ -1,41 +1,54 @@
-// What the op files (op_<name>.cpp) share: each checks its arguments, allocates, and runs the kernel of the device.
+// What the op files (op_<name>.cpp) share: each checks its arguments, finds a place for its results, and runs the kernel
+// of the device.
 #pragma once
 
-#include <string>
-
-#include "args.h"
 #include "bindings/checks.h"
 #include "bindings/ops.h"
 #include "bindings/tensor.h"
 #include "cpu/kernels.h"
-#include "gpu/cuda.h"
+#include "gpu/launch.h"
 
 namespace mla_fp8::ops {
 
-inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+inline i64 round_up(i64 value, i64 multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-inline View view_of_optional(const OptionalTensor& tensor) { return tensor.has_value() ? view_of(*tensor) : View{}; }
-
-inline void copy_strides(int64_t* to, const View& from, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) to[i] = from.strides[i];
+// Strides of some dims of a tensor, in a record's order.
+template <size_t N>
+void copy_strides(i64 (&to)[N], const View& from, const int (&dims)[N]) {
+  for (size_t i = 0; i < N; ++i) to[i] = from.strides[dims[i]];
 }
 
-// Runs the kernel of the input's device on arguments that have passed every check.
-template <typename Args>
-void run(void (*cpu_kernel)(const Args&, const ParallelFor&), void (*cuda_kernel)(const Args&, int, void*),
-         const View& input, const Args& args) {
-  if (input.is_cuda()) {
-    cuda_kernel(args, input.device_index, current_stream(input.device_index));
-  } else {
-    cpu_kernel(args, &parallel_for);
-  }
-}
+// What an op's documentation calls its shapes, and of the extents those that it checks.
+struct Forms {
+  const char *x, *k, *w, *n, *w_scale;
+};
 
-// bf16 or fp16 [S, H, K] with a contiguous last dim; `extent` is the letter that `form` gives the last one.
+// bf16 or fp16 [S, H, K] with a contiguous last dim.
 void check_activation(const Checks& check, const Argument& x, const char* form, const char* extent);
 
-// e4m3 [H, N, K] and its fp32 block scales [H, N/128, K/128]; `extent` is the letter of N.
-void check_weight(const Checks& check, const Argument& w, const Argument& w_scale, int64_t heads, int64_t k,
-                  const char* form, const char* extent, const char* scale_form);
+// e4m3 [heads, N, K] and its fp32 block scales [heads, N/128, K/128]; they and N go into the product.
+void take_weight(const Checks& check, const Argument& w, const Argument& w_scale, const Forms& forms, Product& product);
+
+// Checks x, w, w_scale, q_pe and out_scale, of which the last two may be missing, and fills all but the outputs.
+Product take_inputs(const Checks& check, Op op, Arguments inputs, const Forms& forms);
+
+// A result, and the tensor that it is written into where the caller gave one.
+struct Result {
+  const char* name;
+  const char* form;
+  Dtype dtype;
+  const Tensor* given;
+};
+
+// The given tensor, once it has passed every check, or a new one on the device of the first input. Where `strides` are
+// named a new one has these, and a given one may have any; else the last dim is contiguous.
+Tensor place(const Checks& check, const Result& result, Extents sizes, Arguments inputs, Extents strides = {});
+
+// Where the product goes: [s, heads, n + pe], or for another order of dims these of s and heads.
+void set_output(Product& product, const View& out, const int (&dims)[2] = {0, 1});
+
+// Run the kernel of the first input's device.
+void run(const Product& product, Arguments inputs);
+void run(const QuantizeArgs& args, Arguments inputs);
 
 }  // namespace mla_fp8::ops

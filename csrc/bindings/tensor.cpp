@@ -9,59 +9,44 @@
 #include <array>
 #include <stdexcept>
 #include <string>
-#include <utility>
 
 namespace mla_fp8 {
 namespace {
 
 constexpr size_t kMostDims = 3;  // of an output
 
-struct TorchDtypes {
-  int32_t bf16 = aoti_torch_dtype_bfloat16();
-  int32_t fp16 = aoti_torch_dtype_float16();
-  int32_t e4m3 = aoti_torch_dtype_float8_e4m3fn();
-  int32_t fp32 = aoti_torch_dtype_float32();
+// Dtypes in the order of Dtype, then others, which are only named.
+struct KnownDtype {
+  Dtype dtype;
+  int32_t torch_dtype;
+  const char* name;
+  int bytes;
 };
 
-const TorchDtypes& torch_dtypes() {
-  static const TorchDtypes dtypes;
-  return dtypes;
+const std::array<KnownDtype, 11>& known_dtypes() {
+  static const std::array<KnownDtype, 11> known = {{
+      {Dtype::kBf16, aoti_torch_dtype_bfloat16(), "bfloat16", 2},
+      {Dtype::kFp16, aoti_torch_dtype_float16(), "float16", 2},
+      {Dtype::kE4m3, aoti_torch_dtype_float8_e4m3fn(), "float8_e4m3fn", 1},
+      {Dtype::kFp32, aoti_torch_dtype_float32(), "float32", 4},
+      {Dtype::kOther, aoti_torch_dtype_float64(), "float64", 8},
+      {Dtype::kOther, aoti_torch_dtype_float8_e5m2(), "float8_e5m2", 1},
+      {Dtype::kOther, aoti_torch_dtype_uint8(), "uint8", 1},
+      {Dtype::kOther, aoti_torch_dtype_int8(), "int8", 1},
+      {Dtype::kOther, aoti_torch_dtype_int32(), "int32", 4},
+      {Dtype::kOther, aoti_torch_dtype_int64(), "int64", 8},
+      {Dtype::kOther, aoti_torch_dtype_bool(), "bool", 1},
+  }};
+  return known;
 }
 
-Dtype dtype_from_torch(int32_t torch_dtype) {
-  const TorchDtypes& known = torch_dtypes();
-  if (torch_dtype == known.bf16) return Dtype::kBf16;
-  if (torch_dtype == known.fp16) return Dtype::kFp16;
-  if (torch_dtype == known.e4m3) return Dtype::kE4m3;
-  if (torch_dtype == known.fp32) return Dtype::kFp32;
-  return Dtype::kOther;
-}
+const KnownDtype& known_dtype(Dtype dtype) { return known_dtypes()[static_cast<size_t>(dtype)]; }
 
-int32_t dtype_to_torch(Dtype dtype) {
-  const TorchDtypes& known = torch_dtypes();
-  switch (dtype) {
-    case Dtype::kBf16:
-      return known.bf16;
-    case Dtype::kFp16:
-      return known.fp16;
-    case Dtype::kE4m3:
-      return known.e4m3;
-    default:
-      return known.fp32;
+const KnownDtype* find_dtype(int32_t torch_dtype) {
+  for (const KnownDtype& known : known_dtypes()) {
+    if (known.torch_dtype == torch_dtype) return &known;
   }
-}
-
-torch::stable::Tensor allocate(const char* op, const View& like, Dtype dtype, std::initializer_list<int64_t> sizes,
-                               const int64_t* strides) {
-  AtenTensorHandle handle;
-  const AOTITorchError error =
-      aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides, dtype_to_torch(dtype),
-                               like.device_type, like.device_index, &handle);
-  if (error == AOTI_TORCH_SUCCESS) return torch::stable::Tensor(handle);
-  std::string shape;
-  for (int64_t size : sizes) shape += (shape.empty() ? "[" : ", ") + std::to_string(size);
-  throw std::runtime_error(std::string(op) + ": the result must fit into the memory of " + device_of(like) +
-                           ", got shape " + shape + "] of " + name_of(dtype) + " (out of memory)");
+  return nullptr;
 }
 
 }  // namespace
@@ -90,48 +75,18 @@ View view_of(const torch::stable::Tensor& tensor) {
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(view.handle, &view.device_index));
   view.sizes = sizes;
   view.strides = strides;
-  view.dtype = dtype_from_torch(view.torch_dtype);
+  const KnownDtype* known = find_dtype(view.torch_dtype);
+  view.dtype = known == nullptr ? Dtype::kOther : known->dtype;
   return view;
 }
 
-int64_t bytes_per_element(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::kE4m3:
-      return 1;
-    case Dtype::kFp32:
-      return 4;
-    default:
-      return 2;
-  }
-}
+int bytes_per_element(Dtype dtype) { return known_dtype(dtype).bytes; }
 
-std::string name_of(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::kBf16:
-      return "bfloat16";
-    case Dtype::kFp16:
-      return "float16";
-    case Dtype::kE4m3:
-      return "float8_e4m3fn";
-    case Dtype::kFp32:
-      return "float32";
-    default:
-      return "another dtype";
-  }
-}
+std::string name_of(Dtype dtype) { return known_dtype(dtype).name; }
 
 std::string name_of(const View& view) {
-  if (view.dtype != Dtype::kOther) return name_of(view.dtype);
-  static const std::pair<int32_t, const char*> others[] = {
-      {aoti_torch_dtype_float64(), "float64"}, {aoti_torch_dtype_float8_e5m2(), "float8_e5m2"},
-      {aoti_torch_dtype_uint8(), "uint8"},     {aoti_torch_dtype_int8(), "int8"},
-      {aoti_torch_dtype_int32(), "int32"},     {aoti_torch_dtype_int64(), "int64"},
-      {aoti_torch_dtype_bool(), "bool"},
-  };
-  for (const auto& [torch_dtype, name] : others) {
-    if (view.torch_dtype == torch_dtype) return name;
-  }
-  return "torch dtype number " + std::to_string(view.torch_dtype);
+  const KnownDtype* known = find_dtype(view.torch_dtype);
+  return known != nullptr ? known->name : "torch dtype number " + std::to_string(view.torch_dtype);
 }
 
 std::string device_of(const View& view) {
@@ -141,19 +96,23 @@ std::string device_of(const View& view) {
   return type + ":" + std::to_string(view.device_index);
 }
 
-torch::stable::Tensor empty_strided(const char* op, const View& like, Dtype dtype, std::initializer_list<int64_t> sizes,
-                                    std::initializer_list<int64_t> strides) {
-  return allocate(op, like, dtype, sizes, strides.begin());
-}
-
-torch::stable::Tensor empty(const char* op, const View& like, Dtype dtype, std::initializer_list<int64_t> sizes) {
-  std::array<int64_t, kMostDims> strides;
-  int64_t stride = 1;
+torch::stable::Tensor empty(const char* op, const View& like, Dtype dtype, Extents sizes, Extents strides) {
+  int64_t extents[kMostDims], steps[kMostDims];
+  int64_t contiguous = 1;
   for (size_t i = sizes.size(); i-- > 0;) {
-    strides[i] = stride;
-    if (i > 0) stride *= std::max<int64_t>(sizes.begin()[i], 1);  // as torch does, so that fakes agree on empty tensors
+    extents[i] = sizes.begin()[i];
+    steps[i] = strides.size() == 0 ? contiguous : strides.begin()[i];
+    contiguous *= std::max<int64_t>(extents[i], 1);  // as torch does, so that fakes agree on empty tensors
   }
-  return allocate(op, like, dtype, sizes, strides.data());
+  AtenTensorHandle handle;
+  const AOTITorchError error =
+      aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), extents, steps, known_dtype(dtype).torch_dtype,
+                               like.device_type, like.device_index, &handle);
+  if (error == AOTI_TORCH_SUCCESS) return torch::stable::Tensor(handle);
+  std::string shape;
+  for (int64_t size : sizes) shape += (shape.empty() ? "[" : ", ") + std::to_string(size);
+  throw std::runtime_error(std::string(op) + ": the result must fit into the memory of " + device_of(like) +
+                           ", got shape " + shape + "] of " + name_of(dtype) + " (out of memory)");
 }
 
 bool requires_grad(const View& view) {

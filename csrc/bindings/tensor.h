@@ -7,9 +7,11 @@
 #include <initializer_list>
 #include <string>
 
-#include "args.h"
+#include "product.h"
 
 namespace mla_fp8 {
+
+using Extents = std::initializer_list<i64>;
 
 // Borrows a tensor: valid while that tensor lives. Strides are in elements.
 struct View {
@@ -31,17 +33,13 @@ struct View {
 
 View view_of(const torch::stable::Tensor& tensor);
 
-int64_t bytes_per_element(Dtype dtype);
+int bytes_per_element(Dtype dtype);
 std::string name_of(Dtype dtype);
 std::string name_of(const View& view);  // of its dtype
 std::string device_of(const View& view);
 
-// An uninitialized tensor on the device of `like`.
-torch::stable::Tensor empty_strided(const char* op, const View& like, Dtype dtype, std::initializer_list<int64_t> sizes,
-                                    std::initializer_list<int64_t> strides);
-
-// The same with the strides that torch calls contiguous.
-torch::stable::Tensor empty(const char* op, const View& like, Dtype dtype, std::initializer_list<int64_t> sizes);
+// An uninitialized tensor on the device of `like`; contiguous, as torch calls it, unless strides are given.
+torch::stable::Tensor empty(const char* op, const View& like, Dtype dtype, Extents sizes, Extents strides = {});
 
 // Whether autograd would record an operation on it. The stable interface has no getter: an alias of a tensor that
 // requires a gradient is no leaf. To be called in grad mode only.

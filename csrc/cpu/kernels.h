@@ -1,16 +1,21 @@
-// The ops on a CPU: plain C++17, no torch. Arguments have passed the bindings' checks.
+// The ops on a CPU: plain C++17, no torch. Records have passed the bindings' checks.
 // None of these throws or allocates; scratch is thread-local. Activations and outputs may have any strides with a
 // contiguous last dim and need only their element's alignment.
 #pragma once
 
-#include "args.h"
+#include <cstdint>
+
+#include "product.h"
+#include "quantize.h"
 
 namespace mla_fp8::cpu {
 
+// Runs body(begin, end, context) over parts of [0, count), on several threads where there are some.
+using ParallelFor = void (*)(int64_t count, int64_t grain, void (*body)(int64_t begin, int64_t end, void* context),
+                             void* context);
+
+void multiply(const Product& product, const ParallelFor& parallel_for);
 void quantize_q_nope(const QuantizeArgs& args, const ParallelFor& parallel_for);
-void bmm(const BmmArgs& args, const ParallelFor& parallel_for);
-void absorb_q(const AbsorbQArgs& args, const ParallelFor& parallel_for);
-void v_up(const VUpArgs& args, const ParallelFor& parallel_for);  // v_up_quantized where args.v_scale is not null
 
 }  // namespace mla_fp8::cpu
 

@@ -1,4 +1,4 @@
-// One tile of a Gemm, for the instruction set that the including file describes in a struct Isa:
+// One tile of a product, for the instruction set that the including file describes in a struct Isa:
 //     Reg, kLanes      a vector of fp32
 //     kRowTile         rows whose sums live in registers at once
 //     kNarrowRows      rows up to which NarrowPanel is used
@@ -92,29 +92,29 @@ MLA_FP8_INLINE void multiply_rows(int64_t rows, const float* a, const float* a_s
 
 // Blocks [p_begin, p_end) of the rows, as lifted e4m3 values with a scale each, into scratch.a and scratch.a_scale,
 // [block][row]. A row is a token, whose neighbours are H rows away: the ones ahead are brought into the cache.
-MLA_FP8_INLINE void load_activations(const Gemm& gemm, const TileRange& range, int64_t p_begin, int64_t p_end,
+MLA_FP8_INLINE void load_activations(const Product& product, const TileRange& range, int64_t p_begin, int64_t p_end,
                                      Scratch& scratch) {
   constexpr int64_t kBytesAhead = 2048;
   const int64_t rows = range.row_end - range.row_begin;
-  const int64_t row_bytes = (p_end - p_begin) * kScaleGroup * bytes_per_element(gemm.a_dtype);
+  const int64_t row_bytes = (p_end - p_begin) * kScaleGroup * bytes_per_element(product.x_dtype);
   const int64_t rows_ahead = row_bytes < kBytesAhead ? kBytesAhead / row_bytes : 1;
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t row = range.row_begin + r;
-    const int64_t offset = range.head * gemm.a_stride[0] + row * gemm.a_stride[1] + p_begin * kScaleGroup;
-    const void* in = element(gemm.a, gemm.a_dtype, offset);
+    const int64_t offset = range.head * product.x_stride[1] + row * product.x_stride[0] + p_begin * kScaleGroup;
+    const void* in = element(product.x, product.x_dtype, offset);
     if (r + rows_ahead < rows) {
       const auto* ahead =
-          static_cast<const char*>(in) + rows_ahead * gemm.a_stride[1] * bytes_per_element(gemm.a_dtype);
+          static_cast<const char*>(in) + rows_ahead * product.x_stride[0] * bytes_per_element(product.x_dtype);
       for (int64_t byte = 0; byte < row_bytes; byte += kCacheLineBytes) __builtin_prefetch(ahead + byte);
     }
     for (int64_t p = p_begin; p < p_end; ++p) {
       const int64_t slot = (p - p_begin) * rows + r;
       float* x = scratch.a + slot * kScaleGroup;
-      load_row(element(in, gemm.a_dtype, (p - p_begin) * kScaleGroup), gemm.a_dtype, kScaleGroup, x);
-      if (gemm.a_dtype == Dtype::kE4m3) {
+      load_row(element(in, product.x_dtype, (p - p_begin) * kScaleGroup), product.x_dtype, kScaleGroup, x);
+      if (product.x_dtype == Dtype::kE4m3) {
         for (int64_t k = 0; k < kScaleGroup; ++k) x[k] *= kActivationLift;
-        scratch.a_scale[slot] = gemm.a_scale[range.head * gemm.a_scale_stride[0] + row * gemm.a_scale_stride[1] +
-                                             p * gemm.a_scale_stride[2]];
+        scratch.a_scale[slot] = product.x_scale[range.head * product.x_scale_stride[1] +
+                                                row * product.x_scale_stride[0] + p * product.x_scale_stride[2]];
       } else {
         scratch.a_scale[slot] = quantize_lifted(x);
       }
@@ -123,30 +123,32 @@ MLA_FP8_INLINE void load_activations(const Gemm& gemm, const TileRange& range, i
 }
 
 // The accumulators leave, and q_pe beside them.
-MLA_FP8_INLINE void store_tile(const Gemm& gemm, const TileRange& range, Scratch& scratch) {
+MLA_FP8_INLINE void store_tile(const Product& product, const TileRange& range, Scratch& scratch) {
   const int64_t columns = range.n_end - range.n_begin;
-  const float reciprocal = gemm.out_scale != nullptr ? 1.0f / *gemm.out_scale : 1.0f;
+  const float reciprocal = product.out_scale != nullptr ? 1.0f / *product.out_scale : 1.0f;
   for (int64_t row = range.row_begin; row < range.row_end; ++row) {
     const float* x = scratch.acc + (row - range.row_begin) * columns;
-    const int64_t row_offset = range.head * gemm.out_stride[0] + row * gemm.out_stride[1];
-    void* out = element(gemm.out, gemm.out_dtype, row_offset + range.n_begin);
-    if (gemm.group_scale != nullptr) {
+    const int64_t row_offset = range.head * product.out_stride[1] + row * product.out_stride[0];
+    void* out = element(product.out, product.out_dtype, row_offset + range.n_begin);
+    if (product.out_row_scale != nullptr) {
       const float scale = group_scale(x, kAmaxFloor);
-      gemm.group_scale[range.head * gemm.group_scale_stride[0] + row * gemm.group_scale_stride[1]] = scale;
+      product.out_row_scale[range.head * product.out_row_scale_stride[1] + row * product.out_row_scale_stride[0]] =
+          scale;
       store_codes(x, columns, 1.0f / scale, static_cast<uint8_t*>(out));
     } else {
-      store_row(x, columns, out, gemm.out_dtype, reciprocal);
+      store_row(x, columns, out, product.out_dtype, reciprocal);
     }
-    if (gemm.p == 0 || range.n_begin != 0) continue;
-    const void* pe = element(gemm.pe, gemm.a_dtype, range.head * gemm.pe_stride[0] + row * gemm.pe_stride[1]);
-    void* pe_out = element(gemm.out, gemm.out_dtype, row_offset + gemm.n);
-    if (gemm.out_dtype == gemm.a_dtype) {
-      std::memcpy(pe_out, pe, static_cast<size_t>(gemm.p * bytes_per_element(gemm.a_dtype)));
+    if (product.pe == 0 || range.n_begin != 0) continue;
+    const void* pe =
+        element(product.q_pe, product.x_dtype, range.head * product.q_pe_stride[1] + row * product.q_pe_stride[0]);
+    void* pe_out = element(product.out, product.out_dtype, row_offset + product.n);
+    if (product.out_dtype == product.x_dtype) {
+      std::memcpy(pe_out, pe, static_cast<size_t>(product.pe * bytes_per_element(product.x_dtype)));
     } else {
-      for (int64_t begin = 0; begin < gemm.p; begin += kScaleGroup) {  // scratch.a has served
-        const int64_t count = gemm.p - begin < kScaleGroup ? gemm.p - begin : kScaleGroup;
-        load_row(element(pe, gemm.a_dtype, begin), gemm.a_dtype, count, scratch.a);
-        store_row(scratch.a, count, element(pe_out, gemm.out_dtype, begin), gemm.out_dtype, reciprocal);
+      for (int64_t begin = 0; begin < product.pe; begin += kScaleGroup) {  // scratch.a has served
+        const int64_t count = product.pe - begin < kScaleGroup ? product.pe - begin : kScaleGroup;
+        load_row(element(pe, product.x_dtype, begin), product.x_dtype, count, scratch.a);
+        store_row(scratch.a, count, element(pe_out, product.out_dtype, begin), product.out_dtype, reciprocal);
       }
     }
   }
@@ -165,35 +167,37 @@ MLA_FP8_INLINE Step step_at(int64_t step, int64_t blocks, int64_t panels, bool k
 
 // The weights of a step; of the next head's first steps, where the tile has no more.
 template <class Isa>
-MLA_FP8_INLINE const uint8_t* weights_at(const Gemm& gemm, const TileRange& range, int64_t i, bool keep_blocks) {
-  const int64_t blocks = gemm.k / kScaleGroup;
+MLA_FP8_INLINE const uint8_t* weights_at(const Product& product, const TileRange& range, int64_t i, bool keep_blocks) {
+  const int64_t blocks = product.k / kScaleGroup;
   const int64_t panels = (range.n_end - range.n_begin) / kPanelWidth<Isa>;
   const bool beyond = i >= blocks * panels;
-  const int64_t head = beyond && range.head + 1 < gemm.heads ? range.head + 1 : range.head;
+  const int64_t head = beyond && range.head + 1 < product.heads ? range.head + 1 : range.head;
   const Step step = step_at<Isa>(beyond ? (i - blocks * panels) % (blocks * panels) : i, blocks, panels, keep_blocks);
-  return gemm.w + head * gemm.w_stride[0] + (range.n_begin + step.column) * gemm.w_stride[1] + step.p * kScaleGroup;
+  return product.w + head * product.w_stride[0] + (range.n_begin + step.column) * product.w_stride[1] +
+         step.p * kScaleGroup;
 }
 
 template <class Isa, class Panel>
-MLA_FP8_INLINE void multiply_tile(const Gemm& gemm, const TileRange& range, Scratch& scratch) {
+MLA_FP8_INLINE void multiply_tile(const Product& product, const TileRange& range, Scratch& scratch) {
   const int64_t rows = range.row_end - range.row_begin;
   const int64_t columns = range.n_end - range.n_begin;
-  const int64_t blocks = gemm.k / kScaleGroup;
+  const int64_t blocks = product.k / kScaleGroup;
   const int64_t panels = columns / kPanelWidth<Isa>;
   const bool keep_blocks = rows * blocks <= kMaxBlocks * kScratchRows;
   auto* panel = reinterpret_cast<typename Panel::Value*>(scratch.panel);
-  if (keep_blocks) load_activations(gemm, range, 0, blocks, scratch);
+  if (keep_blocks) load_activations(product, range, 0, blocks, scratch);
   for (int64_t i = 0; i < blocks * panels; ++i) {
     const Step step = step_at<Isa>(i, blocks, panels, keep_blocks);
-    const uint8_t* w = weights_at<Isa>(gemm, range, i, keep_blocks);
-    const Ahead ahead = {weights_at<Isa>(gemm, range, i + 1, keep_blocks),
-                         weights_at<Isa>(gemm, range, i + kStepsAhead, keep_blocks)};
+    const uint8_t* w = weights_at<Isa>(product, range, i, keep_blocks);
+    const Ahead ahead = {weights_at<Isa>(product, range, i + 1, keep_blocks),
+                         weights_at<Isa>(product, range, i + kStepsAhead, keep_blocks)};
     const int64_t n = range.n_begin + step.column;
     const int64_t slot = keep_blocks ? step.p * rows : 0;
-    if (!keep_blocks && step.column == 0) load_activations(gemm, range, step.p, step.p + 1, scratch);
-    Panel::decode(w, gemm.w_stride[1], ahead, panel);
-    const float w_scale = gemm.w_scale[range.head * gemm.w_scale_stride[0] + n / kScaleGroup * gemm.w_scale_stride[1] +
-                                       step.p * gemm.w_scale_stride[2]];
+    if (!keep_blocks && step.column == 0) load_activations(product, range, step.p, step.p + 1, scratch);
+    Panel::decode(w, product.w_stride[1], ahead, panel);
+    const float w_scale =
+        product.w_scale[range.head * product.w_scale_stride[0] + n / kScaleGroup * product.w_scale_stride[1] +
+                        step.p * product.w_scale_stride[2]];
     for (int64_t row = 0; row < rows; row += Isa::kRowTile) {
       multiply_rows<Isa, Panel, Isa::kRowTile>(rows - row, scratch.a + (slot + row) * kScaleGroup,
                                                scratch.a_scale + slot + row, panel, w_scale, step.p == 0,
@@ -203,13 +207,13 @@ MLA_FP8_INLINE void multiply_tile(const Gemm& gemm, const TileRange& range, Scra
 }
 
 template <class Isa>
-void run_tile(const Gemm& gemm, const TileRange& range, Scratch& scratch) {
+void run_tile(const Product& product, const TileRange& range, Scratch& scratch) {
   if (range.row_end - range.row_begin <= Isa::kNarrowRows) {
-    multiply_tile<Isa, typename Isa::NarrowPanel>(gemm, range, scratch);
+    multiply_tile<Isa, typename Isa::NarrowPanel>(product, range, scratch);
   } else {
-    multiply_tile<Isa, typename Isa::WidePanel>(gemm, range, scratch);
+    multiply_tile<Isa, typename Isa::WidePanel>(product, range, scratch);
   }
-  store_tile(gemm, range, scratch);
+  store_tile(product, range, scratch);
 }
 
 }  // namespace

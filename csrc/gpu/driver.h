@@ -2,8 +2,6 @@
 // Every failure is a std::runtime_error that starts with the op's name and ends with the driver's own words.
 #pragma once
 
-#include <cstdint>
-#include <initializer_list>
 #include <string>
 
 #include "config/config.h"
@@ -44,12 +42,5 @@ class CurrentDevice {
 
 // What the driver tells of a device, as "num_sms=132 dram_gbps=3017.088": fields of struct Device. Makes no context.
 std::string describe_device(const char* op, int device_index);
-
-// The greatest power of 2, at most 16, that divides every value: pointers and byte strides (0 for dims of extent 1).
-inline int common_alignment(std::initializer_list<uint64_t> values) {
-  uint64_t bits = 16;
-  for (const uint64_t value : values) bits |= value;
-  return static_cast<int>(bits & -bits);
-}
 
 }  // namespace mla_fp8::cuda

@@ -1,7 +1,7 @@
 #include <algorithm>
 
 #include "config/cost.h"
-#include "gpu/cuda.h"
+#include "gpu/driver.h"
 #include "gpu/forced_tile.h"
 #include "gpu/launch.h"
 #include "kernels/quantize_q_nope.h"
@@ -12,21 +12,17 @@ namespace {
 namespace kernel = mla_fp8::quantize_q_nope;
 
 // The 16-byte tiles also store 8 bytes at a time; where q_val does not allow that, the unaligned tile serves.
-int align_bytes(const QuantizeArgs& args, int64_t rows) {
-  const int in = common_alignment({reinterpret_cast<uintptr_t>(args.q_nope),
-                                   step_bytes(args.s, args.q_nope_stride[0], kernel::kElementBytes),
-                                   step_bytes(args.h, args.q_nope_stride[1], kernel::kElementBytes)});
-  const int out =
-      common_alignment({reinterpret_cast<uintptr_t>(args.q_val), step_bytes(args.h, args.q_val_stride[0], 1),
-                        step_bytes(rows, args.q_val_stride[1], 1)});
+int align_bytes(const QuantizeArgs& args, i64 rows) {
+  const int in = alignment(args.q_nope, args.q_nope_stride, args.s, args.h, kernel::kElementBytes);
+  const int out = alignment(args.q_val, args.q_val_stride, args.h, rows, 1);
   return out >= kernel::kStoreBytes ? in : std::min(in, kernel::kElementBytes);
 }
 
 }  // namespace
 
-void quantize_q_nope(const QuantizeArgs& args, int device_index, void* stream) {
+void launch_quantize_q_nope(const QuantizeArgs& args, int device_index, void* stream) {
   const CurrentDevice device("quantize_q_nope", device_index);
-  const int64_t rows = args.zero_pad ? args.m : args.s;
+  const i64 rows = args.zero_pad ? args.m : args.s;
   if (rows == 0 || args.h == 0) return;
 
   Problem problem;
