@@ -9,6 +9,7 @@ namespace mla_fp8 {
 inline constexpr int kScaleGroup = 128;
 inline constexpr float kE4m3Max = 448.0f;       // the largest e4m3 value
 inline constexpr float kAmaxFloor = 1e-4f;      // of absorb_q, v_up and v_up_quantized (docs/numerics.md)
+inline constexpr int kVectorBytes = 16;  // the widest access; what activations are aligned to where a tile uses it
 inline constexpr i64 kMaxExtent = 16384;        // of n and k: tests walk the tile tables up to here
 inline constexpr i64 kMaxPe = 256;              // columns of q_pe
 inline constexpr i64 kPeStep = 16;              // they are a multiple of it: one 16-byte store of e4m3

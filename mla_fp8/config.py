@@ -40,7 +40,7 @@ def forced_tile(symbol: str) -> Iterator[None]:
     """Make this thread's CUDA calls of the tile's op use that tile, to compare it with others.
 
     Args:
-        symbol: of a line of csrc/kernels/sm90/tiles.h, as `tiles()` lists them, e.g. "absorb_q_n512".
+        symbol: of a line of csrc/kernels/sm90/tiles.h, as `tiles()` lists them, e.g. "absorb_q_shared512".
 
     Returns:
         a context manager; at its end the thread chooses tiles again.
@@ -52,7 +52,7 @@ def forced_tile(symbol: str) -> Iterator[None]:
     Notes: the bits of a result do not depend on the tile. CPU calls have no tiles.
 
     Example:
-        >>> with forced_tile("absorb_q_n512"):
+        >>> with forced_tile("absorb_q_shared512"):
         ...     pass
     """
     from mla_fp8 import _native  # torch is not needed to explain

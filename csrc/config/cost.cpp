@@ -109,7 +109,8 @@ Config lay_out(const Tile& tile, const Problem& p, const Device& d) {
       std::min(kMaxGridX, static_cast<int64_t>(d.num_sms) * (tile.leaves_room ? 1 : config.ctas_per_sm));
   config.tiles = row_tiles * columns;
   if (config.tiles == 0) return config;
-  config.grid_x = tile.persistent ? columns * std::min(row_tiles, std::max<int64_t>(1, resident / columns))
+  const int64_t most_steps = std::min(row_tiles, std::max<int64_t>(1, resident / columns));
+  config.grid_x = tile.persistent ? columns * ceil_div(row_tiles, ceil_div(row_tiles, most_steps))
                                   : std::min(config.tiles, kMaxGridX);
   config.waves = ceil_div(config.grid_x, resident) * ceil_div(config.tiles, config.grid_x);
   return config;

@@ -35,8 +35,7 @@ struct Fields<Tile> {
       MLA_FP8_FIELD(symbol), MLA_FP8_FIELD(op), MLA_FP8_FIELD(m), MLA_FP8_FIELD(n), MLA_FP8_FIELD(k),
       MLA_FP8_FIELD(stages), MLA_FP8_FIELD(threads), MLA_FP8_FIELD(smem_bytes), MLA_FP8_FIELD(align_bytes),
       MLA_FP8_FIELD(out_bytes), MLA_FP8_FIELD(ctas_per_sm), MLA_FP8_FIELD(regs), MLA_FP8_FIELD(persistent),
-      MLA_FP8_FIELD(leaves_room), MLA_FP8_FIELD(phased), MLA_FP8_FIELD(swap_ab), MLA_FP8_FIELD(lane_columns),
-      MLA_FP8_FIELD(start_us), MLA_FP8_FIELD(serial_us));
+      MLA_FP8_FIELD(leaves_room), MLA_FP8_FIELD(phased), MLA_FP8_FIELD(start_us), MLA_FP8_FIELD(serial_us));
 };
 template <>
 struct Fields<Config> {

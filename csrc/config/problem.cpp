@@ -9,8 +9,6 @@
 namespace mla_fp8 {
 namespace {
 
-constexpr int64_t kMaxAlignBytes = 16;
-
 // Collects "name must rule, got value"; builds no text while every rule holds.
 class Rules {
  public:
@@ -58,7 +56,7 @@ void check_problem(Rules& rules, const Problem& p) {
   rules.range("pe", p.pe, 0, p.op == Op::kAbsorbQ ? kMaxPe : 0, kPeStep);
   rules.range("in_bytes", p.in_bytes, bmm ? 1 : 2, bmm ? 1 : 2);
   rules.range("out_bytes", p.out_bytes, bmm ? 2 : 1, quantize ? 1 : 2);
-  rules.range("align_bytes", p.align_bytes, bmm ? 1 : 2, kMaxAlignBytes);
+  rules.range("align_bytes", p.align_bytes, bmm ? 1 : 2, kVectorBytes);
   rules.power_of_2("align_bytes", p.align_bytes);
 }
 

@@ -34,9 +34,7 @@ struct Tile {
   bool persistent;
   bool leaves_room;  // the next launch's CTAs fit beside its own: one CTA an SM is enough, and better than more
   bool phased;  // reads and writes in turn (kernels/phases.cuh)
-  bool swap_ab;  // weights are wgmma's A, their rows in the order of kernels/few_rows.cuh
-  // Neighbouring output columns that a lane stores at once: the order of the weights' rows (kernels/weights.cuh); 0: none.
-  int lane_columns;
+  sm90::WeightOrder order;  // of the weights in shared memory; none: {}
   float start_us;  // what a launch takes longer, or less long, than the model of cost.h says, as measured
   // An SM's time for each further tile where that bounds it, on the scale of the model (cost.h), as measured.
   float serial_us;
@@ -59,17 +57,19 @@ constexpr Tile tile_of(const char* symbol, Op op, int ctas_per_sm, float start_u
           Schedule::kPersistent,
           Schedule::kLeavesRoom,
           Schedule::kPhased,
-          Schedule::kSwapAb,
-          Schedule::kStoredColumns,
+          Schedule::kOrder,
           start_us,
           serial_us};
 }
 
+namespace sm90 {
 inline constexpr Tile kTiles[] = {
 #define MLA_FP8_TILE(symbol, op, schedule, ctas_per_sm, start_us, serial_us) \
   tile_of<MLA_FP8_SCHEDULE(schedule)>(#symbol, Op::op, ctas_per_sm, start_us, serial_us),
     MLA_FP8_TILES(MLA_FP8_TILE)
 #undef MLA_FP8_TILE
 };
+}  // namespace sm90
+using sm90::kTiles;
 
 }  // namespace mla_fp8

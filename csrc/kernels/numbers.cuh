@@ -53,4 +53,42 @@ MLA_FP8_DEVICE float group_multiplier(float scale) {
   return scale > kFloatMax ? 0.0f : multiplier;
 }
 
+// 16 bytes of shared memory.
+MLA_FP8_DEVICE void load_words(u32 (&to)[4], const u8* from) {
+  const uint4 vector = *reinterpret_cast<const uint4*>(from);
+  to[0] = vector.x, to[1] = vector.y, to[2] = vector.z, to[3] = vector.w;
+}
+
+// Of words of two activations each, and of the same of kLanes neighbouring lanes: the largest magnitude, as the 16 bits of one
+// of them. NaN wins. All lanes of a warp call it.
+template <int kLanes, int kWords>
+MLA_FP8_DEVICE u32 amax_bits(const u32 (&words)[kWords]) {
+  u32 amax = 0;
+#pragma unroll
+  for (u32 word : words) amax = ptx::max_u16x2(amax, word & kMagnitudes);
+#pragma unroll
+  for (int lanes = 1; lanes < kLanes; lanes *= 2) amax = ptx::max_u16x2(amax, __shfl_xor_sync(kFullWarp, amax, lanes));
+  return ptx::max_u16x2(amax, amax >> 16) & 0xffffu;
+}
+
+// The largest magnitude over lanes kFrom apart, of a group of kTo lanes. NaN wins. All lanes of a warp call it.
+template <int kFrom, int kTo>
+MLA_FP8_DEVICE float amax_of_lanes(float amax) {
+#pragma unroll
+  for (int lanes = kFrom; lanes < kTo; lanes *= 2)
+    amax = ptx::max_nan_f32(amax, __shfl_xor_sync(kFullWarp, amax, lanes));
+  return amax;
+}
+
+// The 1x128 quantization of docs/numerics.md: words of two activations -> half as many words of four e4m3; returns the scale
+// of the group, whose amax_bits are given. No shuffle in here: it stands in a branch.
+template <class Element, int kWords>
+MLA_FP8_DEVICE float quantize_as(const u32 (&words)[kWords], u32 amax, u32 (&packed)[kWords / 2]) {
+  const float scale = group_scale(Element::low(amax));
+  const float multiplier = group_multiplier(scale);
+#pragma unroll
+  for (int i = 0; i < kWords / 2; ++i) packed[i] = e4m3x4_scaled<Element>(words[2 * i], words[2 * i + 1], multiplier);
+  return scale;
+}
+
 }  // namespace mla_fp8

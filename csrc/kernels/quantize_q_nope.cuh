@@ -26,35 +26,29 @@
 //              NaN; an Inf makes the scale Inf, finite values zeros and Infs NaN. No other group sees it.
 #pragma once
 
+#include "kernels/grid.cuh"
 #include "kernels/numbers.cuh"
 #include "kernels/ptx/convert.cuh"
-#include "kernels/ptx/griddepcontrol.cuh"
 #include "kernels/quantize_q_nope.h"
 
 namespace mla_fp8::quantize_q_nope {
 
 inline constexpr int kVectors = 2;  // a lane's share of a group
-inline constexpr int kVectorStep = kGroup / kVectors;  // elements between them
+inline constexpr int kVectorStep = kScaleGroup / kVectors;  // elements between them
 inline constexpr int kVectorElements = kVectorStep / kLanesPerGroup;
 inline constexpr int kVectorWords = kVectorElements / 2;
 static_assert(kVectorElements * kElementBytes == kLoadBytes && kVectorElements == kStoreBytes);
 
 // 8 elements of one row, two a word.
-struct Vector {
-  u32 word[kVectorWords];
-};
-
 template <class Config>
-MLA_FP8_DEVICE Vector load(const u16* from) {
-  Vector vector;
+MLA_FP8_DEVICE void load(u32* word, const u16* from) {
   if constexpr (Config::kAligned) {
     const uint4 words = *reinterpret_cast<const uint4*>(from);
-    vector = {{words.x, words.y, words.z, words.w}};
+    word[0] = words.x, word[1] = words.y, word[2] = words.z, word[3] = words.w;
   } else {
 #pragma unroll
-    for (int i = 0; i < kVectorWords; ++i) vector.word[i] = from[2 * i] | static_cast<u32>(from[2 * i + 1]) << 16;
+    for (int i = 0; i < kVectorWords; ++i) word[i] = from[2 * i] | static_cast<u32>(from[2 * i + 1]) << 16;
   }
-  return vector;
 }
 
 // 8 e4m3, four a word.
@@ -71,33 +65,18 @@ MLA_FP8_DEVICE void store(u8* to, u32 low, u32 high) {
   }
 }
 
-// The largest magnitude among the 8 lanes' 16 elements, as the bits of one of them. NaN wins.
-MLA_FP8_DEVICE u32 group_amax(const Vector (&vectors)[kVectors]) {
-  u32 amax = 0;
-#pragma unroll
-  for (const Vector& vector : vectors) {
-#pragma unroll
-    for (u32 word : vector.word) amax = ptx::max_u16x2(amax, word & kMagnitudes);
-  }
-#pragma unroll
-  for (int lanes = kLanesPerGroup / 2; lanes > 0; lanes /= 2) {
-    amax = ptx::max_u16x2(amax, __shfl_xor_sync(kFullWarp, amax, lanes));
-  }
-  return ptx::max_u16x2(amax, amax >> 16) & 0xffffu;
-}
-
 // One lane's part of one row's group.
 template <class Config, class Element>
 MLA_FP8_DEVICE void quantize(const Params& p, i64 row, i64 head, u32 group) {
   const int lane = threadIdx.x % kLanesPerGroup;
-  const i64 column = static_cast<i64>(group) * kGroup + lane * kVectorElements;
-  Vector vectors[kVectors] = {};
+  const i64 column = static_cast<i64>(group) * kScaleGroup + lane * kVectorElements;
+  u32 words[kVectors * kVectorWords] = {};
   if (row < p.s) {
     const u16* from = static_cast<const u16*>(p.q_nope) + row * p.q_nope_stride[0] + head * p.q_nope_stride[1] + column;
 #pragma unroll
-    for (int v = 0; v < kVectors; ++v) vectors[v] = load<Config>(from + v * kVectorStep);
+    for (int v = 0; v < kVectors; ++v) load<Config>(words + v * kVectorWords, from + v * kVectorStep);
   }
-  const float amax = Element::low(group_amax(vectors));
+  const float amax = Element::low(amax_bits<kLanesPerGroup>(words));
   const float scale = __fdiv_rn(ptx::max_nan_f32(amax, p.amax_floor), kE4m3Max);
   const float multiplier = __frcp_rn(scale);
   if (row >= p.rows) return;
@@ -105,7 +84,7 @@ MLA_FP8_DEVICE void quantize(const Params& p, i64 row, i64 head, u32 group) {
   u8* to = p.q_val + head * p.q_val_stride[0] + row * p.q_val_stride[1] + column;
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
-    const u32(&word)[kVectorWords] = vectors[v].word;
+    const u32* word = words + v * kVectorWords;
     store<Config>(to + v * kVectorStep, e4m3x4_scaled<Element>(word[0], word[1], multiplier),
                   e4m3x4_scaled<Element>(word[2], word[3], multiplier));
   }
@@ -126,8 +105,7 @@ MLA_FP8_DEVICE void run(const Params& p) {
     const u64 head = narrow ? static_cast<u32>(column) / p.groups : column / p.groups;
     const u32 group = static_cast<u32>(column - head * p.groups);
     const i64 row = static_cast<i64>(row_tile) * kTileM + threadIdx.x / kLanesPerGroup;
-    ptx::griddepcontrol_wait();  // of further tiles: at once
-    ptx::griddepcontrol_launch_dependents();
+    wait_for_predecessors();  // of further tiles: at once
     if (p.is_fp16) {
       quantize<Config, Fp16>(p, row, static_cast<i64>(head), group);
     } else {

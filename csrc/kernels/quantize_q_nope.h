@@ -1,12 +1,12 @@
 // What quantize_q_nope's launcher and kernel share: the tile and the kernel's argument. It has no shared memory.
 #pragma once
 
-#include "kernels/lanes.h"
+#include "constants.h"
+#include "kernels/sm90/weight_order.h"
 #include "kernels/types.h"
 
 namespace mla_fp8::quantize_q_nope {
 
-inline constexpr int kGroup = 128;        // elements that share a scale: a tile's columns
 inline constexpr int kLanesPerGroup = 8;  // a quarter of a warp owns a row of the tile
 inline constexpr int kWarp = 32, kRowsPerWarp = kWarp / kLanesPerGroup;
 inline constexpr int kThreads = 256;  // or as many warps as the rows need, if these are fewer
@@ -33,17 +33,18 @@ struct Params {
 
 struct NoStorage {};
 
+// 32 rows of one group. Larger tiles were no faster anywhere that matters (docs/notes.md).
 template <int kAlignBytes_>
-struct Config : Schedule {
+struct Rows {
   static constexpr int kTileM = quantize_q_nope::kTileM;
-  static constexpr int kTileN = kGroup;
+  static constexpr int kTileN = kScaleGroup;
   static constexpr int kK = 0;
   static constexpr int kStages = 0;
   static constexpr int kThreads = quantize_q_nope::kThreads;
   static constexpr int kOutBytes = 0;
   static constexpr int kAlignBytes = kAlignBytes_;
-  static constexpr int kStoredColumns = 0;
-  static constexpr bool kPersistent = false;
+  static constexpr bool kPersistent = false, kLeavesRoom = false, kPhased = false;
+  static constexpr sm90::WeightOrder kOrder{};  // it has no weights
   static constexpr bool kAligned = kAlignBytes == kLoadBytes;
   using Params = quantize_q_nope::Params;
   using Shared = NoStorage;

@@ -265,7 +265,7 @@ def test_stub_names_what_the_module_has():
 
 def test_forced_tile_rejects_a_symbol_that_is_not_compiled():
     with (
-        pytest.raises(ValueError, match="symbol must be one of absorb_q_n128, .*, got 'absorb_q_n64'"),
+        pytest.raises(ValueError, match="symbol must be one of absorb_q_few16, .*, got 'absorb_q_n64'"),
         forced_tile("absorb_q_n64"),
     ):
         pass

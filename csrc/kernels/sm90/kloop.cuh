@@ -1,0 +1,192 @@
+// KLoop. 1. the sums of few.cuh, for any k, and any alignment
+//
+// 2. Tensors   as in product.h; x, q_pe and out aligned to 16 bytes, or to an element.
+//
+// 3. Grid      a CTA takes tiles of 64 rows a warpgroup and 128 columns of one head (grid.cuh).
+//
+// 4. Warps     kWarpgroups warpgroups, 64 rows each; the last warp's first lane also starts the copies of weights. Registers: 64 sums, 64 of a block's
+//              product, 16 of the A fragment, 32 of raw rows.
+//
+// 5. Pipeline  what           producer -> consumer            arrivals      bytes
+//              full[stage]    copy engine -> all              1             16384
+//              empty[stage]   all -> the producer             1 a warp      -
+//              cp.async batch a warp -> itself (16-bit rows)  32            128 a thread, kStages batches under way
+//                             a thread -> itself (e4m3)       -             likewise
+//              k <= 128 kStages: every weight tile is loaded once and stays for all row tiles; empty is not used.
+//
+// 6. Shared memory   w 16384 bytes a stage, 128-byte swizzle; rows 16384 (16-bit) or 9216 (e4m3) a stage and warpgroup, none with one stage or
+//              unaligned rows: these go to registers a block at a time.
+//
+// 7. Cost      bytes: x and out once; weights once a CTA if they stay, else once a row tile, from L2.
+//
+// 8. Numerics  those of few.cuh, bit for bit, whatever the grid and the number of stages.
+#pragma once
+
+#include "kernels/sm90/fragment.cuh"
+#include "kernels/sm90/pe.cuh"
+
+namespace mla_fp8::sm90 {
+
+template <class C>
+struct Ring {
+  static constexpr int kStages = C::kStages;
+  const Params& params;
+  typename C::Shared& shared;
+  i32 head, first_column, blocks;
+  i64 total;  // tiles to load in all
+  i64 used = 0;  // tiles multiplied so far
+
+  MLA_FP8_DEVICE bool stays() const { return C::kBlocks != 0 || blocks <= kStages; }
+
+  // The thread that starts copies: in the warp with the fewest rows.
+  static MLA_FP8_DEVICE bool is_producer() { return threadIdx.x == C::kThreads - kWarp; }
+
+  MLA_FP8_DEVICE WeightPlace place(i64 tile) const {
+    return {static_cast<i32>(tile % blocks) * kGroup, first_column, head};
+  }
+
+  // Producer: into its stage, which is free.
+  MLA_FP8_DEVICE void fill(i64 tile) {
+    const int stage = static_cast<int>(tile % kStages);
+    load_weights<C, kChunkN>(params, place(tile), shared.w[stage], &shared.full[stage]);
+  }
+
+  MLA_FP8_DEVICE void prepare() {
+    ptx::prefetch_tensormap(&params.w);
+#pragma unroll
+    for (int stage = 0; stage < kStages; ++stage) {
+      if (stage < blocks) prefetch_weights<C, kChunkN>(params, place(stage), &shared.full[stage]);
+      ptx::mbarrier_init(&shared.empty[stage], C::kThreads / kWarp);
+    }
+  }
+
+  MLA_FP8_DEVICE void start() {
+    if (!is_producer()) return;
+    for (i64 tile = 0; tile < kStages && tile < total; ++tile) fill(tile);
+  }
+
+  MLA_FP8_DEVICE const u8* acquire(int block) {
+    const int stage = stays() ? block : static_cast<int>(used % kStages);
+    wait(&shared.full[stage], stays() ? 0 : static_cast<u32>(used / kStages) & 1);
+    return shared.w[stage];
+  }
+
+  MLA_FP8_DEVICE void release() {
+    if (stays()) return;
+    const int stage = static_cast<int>(used % kStages);
+    if (threadIdx.x % kWarp == 0) ptx::mbarrier_arrive(&shared.empty[stage]);
+    if (is_producer() && used + kStages < total) {
+      wait(&shared.empty[stage], static_cast<u32>(used / kStages) & 1);
+      fill(used + kStages);
+    }
+    __syncwarp();
+    ++used;
+  }
+};
+
+// The multiplier of a row of 128 values, which a quad of lanes holds, and its scale to out_row_scale.
+MLA_FP8_DEVICE float store_row_scale(const Product& p, const float (&value)[kChunkN / kQuad], i64 row, i32 head,
+                                     int quad) {
+  float amax = 0;
+#pragma unroll
+  for (float one : value) amax = ptx::max_nan_f32(amax, fabsf(one));
+  const float scale = group_scale(amax_of_lanes<1, kQuad>(amax));
+  if (row < p.s && quad == 0)
+    p.out_row_scale[row * p.out_row_scale_stride[0] + head * p.out_row_scale_stride[1]] = scale;
+  return group_multiplier(scale);
+}
+
+// The warpgroup's 64 rows and 128 columns, of which a lane has rows `row` and row + 8; and its share of their q_pe.
+template <class C>
+MLA_FP8_DEVICE void store_sums(const Product& p, const Place& at, i32 first_column, i64 row, const float (&sums)[64]) {
+  const LanePlace lane = lane_place();
+  Format<C::kOutBytes> format(p);
+  format.read_scale(p);
+  if (C::Store::kPe && p.pe != 0) {
+    const i32 slices = static_cast<i32>(p.n) / C::kTileN;
+    const Pe<kWgmmaM, kWarpgroup, C::kAligned, C::kOutBytes> pe{p, format, at.head, at.slice, slices};
+    pe.copy_from(row - lane.row, 0);
+  }
+#pragma unroll
+  for (int i = 0; i < kLaneRows; ++i) {
+    const i64 lane_row = row + i * kLaneRowStep;
+    float value[kChunkN / kQuad];
+#pragma unroll
+    for (int c = 0; c < kChunkN / kQuad; ++c) value[c] = sums[accumulator_of(c, i)];
+    float multiplier = format.multiplier;
+    if (C::Store::kRowScale && p.out_row_scale != nullptr)
+      multiplier = store_row_scale(p, value, lane_row, at.head, lane.quad);
+    const i64 offset = lane_row * p.out_stride[0] + at.head * p.out_stride[1] + first_column;
+    store_row<C::kAligned, C::kLaneColumns>(format, offset, value, multiplier, lane_row < p.s, lane.quad);
+  }
+}
+
+template <class C>
+MLA_FP8_DEVICE void run_kloop(const Params& params, typename C::Shared& shared) {
+  constexpr int kStages = C::kStages;
+  const Product& p = params.product;
+  const Place at = place_of(p.heads, static_cast<i32>(p.n) / C::kTileN);
+  const i32 first_column = at.slice * C::kTileN;
+  const i32 all_blocks = static_cast<i32>(p.k) / kGroup;
+  const i64 row_tiles = (p.s + C::kTileM - 1) / C::kTileM;
+  const i64 own_row_tiles = (row_tiles - at.row_tile + at.row_step - 1) / at.row_step;
+  Ring<C> ring{params, shared, at.head, first_column, all_blocks, 0};
+  ring.total = own_row_tiles <= 0 ? 0 : ring.stays() ? all_blocks : own_row_tiles * all_blocks;
+  begin(ring.is_producer(), [&] { ring.prepare(); });
+  ring.start();
+  __syncwarp();
+
+  const int warpgroup = threadIdx.x / kWarpgroup;
+  const LanePlace lane = lane_place();
+  const i64 lane_row = warpgroup * kWgmmaM + lane.row;
+  const FragmentSource<C, typename C::Rows> source(p, at.head, lane.quad);
+  i64 fetched_tile = at.row_tile;
+  i32 fetched_block = 0;
+  const auto fetch = [&](int stage) {
+    if constexpr (C::kStaged) {
+      if (fetched_tile < row_tiles) {
+        source.fetch(shared.stage[stage][warpgroup], fetched_tile * C::kTileM + lane_row, fetched_block);
+        if (++fetched_block == all_blocks) {
+          fetched_block = 0;
+          fetched_tile += at.row_step;
+        }
+      }
+      ptx::cp_async_commit_group();
+    }
+  };
+  for (int stage = 0; stage < kStages; ++stage) fetch(stage);
+
+  const float* w_scale_from = p.w_scale + at.head * p.w_scale_stride[0] + at.slice * p.w_scale_stride[1];
+  int stage = 0;
+  for (i64 row_tile = at.row_tile; row_tile < row_tiles; row_tile += at.row_step) {
+    const i64 row = row_tile * C::kTileM + lane_row;
+    float sums[64];
+#pragma unroll
+    for (float& sum : sums) sum = 0;
+    const i32 blocks = C::kBlocks != 0 ? C::kBlocks : all_blocks;
+#pragma unroll 1
+    for (i32 block = 0; block < blocks; ++block) {
+      const float w_scale = w_scale_from[block * p.w_scale_stride[2]];
+      Fragment fragment;
+      if constexpr (C::kStaged) {
+        ptx::cp_async_wait_group<kStages - 1>();
+        source.consume(shared.stage[stage][warpgroup], fragment);
+        fetch(stage);
+        stage = stage + 1 == kStages ? 0 : stage + 1;
+      } else {
+        source.load(row, block, fragment);
+      }
+      float product[64];
+      multiply_fragment(product, fragment, ring.acquire(block));
+      ring.release();
+      float scale[kLaneRows];
+#pragma unroll
+      for (int i = 0; i < kLaneRows; ++i) scale[i] = __fmul_rn(fragment.scale[i], w_scale);
+#pragma unroll
+      for (int i = 0; i < 64; ++i) sums[i] = __fmaf_rn(product[i], scale[i / 2 % 2], sums[i]);
+    }
+    store_sums<C>(p, at, first_column, row, sums);
+  }
+}
+
+}  // namespace mla_fp8::sm90

@@ -1,0 +1,308 @@
+// SharedRows. 1. the sums of few.cuh, for some or many rows
+//
+// 2. Tensors   as in product.h; x, q_pe and out aligned to 16 bytes.
+//
+// 3. Grid      a CTA holds kTileN columns of one head's weights and takes row tiles of 64 rows (grid.cuh), kBurst of them at a time.
+//
+// 4. Warps     all threads bring the rows, 8 a row and block, each what it quantizes itself, the next while the present ones are worked on; then a
+//              warpgroup multiplies, scales and stores its kChunks times kColumns columns. q_pe goes through registers, a row tile ahead.
+//              Registers: kBlocks kColumns / 2 accumulators.
+//
+// 5. Pipeline  barrier         producer -> consumer                      arrivals      bytes
+//              full[c][k]      copy engine -> all                        1             16384, once a launch
+//              cp.async batch  a thread -> itself                        -             32 a slot, kAhead batches under way
+//              CTA             a burst's rows and scales written -> read all threads   -; two buffers in turn, so one barrier a tile without phases
+//              CTA, phase      a burst's rows read -> written again      all threads   -; with phases (phases.cuh)
+//
+// 6. Shared memory   w 16384 bytes a tile of 128 x 128; rows 8192 a block, scales 256, of two row tiles or of a burst, then its q_pe; what is ahead.
+//
+// 7. Cost      bytes: x and out once, weights once a CTA. Bound by memory.
+//
+// 8. Numerics  those of few.cuh, bit for bit.
+#pragma once
+
+#include "kernels/phases.cuh"
+#include "kernels/sm90/lanes.cuh"
+#include "kernels/sm90/pe.cuh"
+#include "kernels/sm90/rows.cuh"
+#include "kernels/sm90/weights.cuh"
+
+namespace mla_fp8::sm90 {
+
+template <class C>
+using PeOf = Pe<C::kTileM, C::kThreads, true, C::kOutBytes>;
+
+// A thread's share of the row tiles to come: in its own places of a ring in shared memory, or, if kAhead is 0, in registers.
+template <class C>
+struct RowsAhead {
+  const Product& p;
+  typename C::Shared& shared;
+  const PeOf<C>& pe;
+  bool has_pe;
+  const u16* from;  // the head's
+  int fetched = 0, taken = 0;  // stages
+  RowPart part[C::kSlots];
+
+  static MLA_FP8_DEVICE int lane() { return threadIdx.x % kParts; }
+  static MLA_FP8_DEVICE int row(int slot) { return (threadIdx.x / kParts + slot * C::kSlotRows) % C::kTileM; }
+  static MLA_FP8_DEVICE int block(int slot) { return slot * C::kSlotRows / C::kTileM; }
+
+  // The row tile from first_row on, unless it begins at `end` or later.
+  MLA_FP8_DEVICE void fetch(u64 first_row, u32 end) {
+    if (first_row < end) {
+#pragma unroll
+      for (int i = 0; i < C::kSlots; ++i) {
+        const u32 at = static_cast<u32>(first_row) + row(i);
+        const bool exists = at < static_cast<u32>(p.s);
+        const u16* group = from + (exists ? at : 0) * p.x_stride[0] + block(i) * kGroup;
+        if constexpr (C::kAhead == 0) {
+          load_part(part[i], group, lane(), exists);
+        } else {
+          copy_part(shared.ahead[fetched][i], group, lane(), exists);
+        }
+      }
+      if constexpr (C::kPhased) {
+        if (has_pe) {
+          const PeChunk chunk = pe.place(static_cast<u32>(first_row), 0);
+          if (chunk.exists) ptx::cp_async_cg_16(shared.pe_ahead[fetched][threadIdx.x], pe.source(chunk), kVectorBytes);
+        }
+      }
+    }
+    if constexpr (C::kAhead != 0) {
+      ptx::cp_async_commit_group();
+      fetched = fetched + 1 == C::kAhead ? 0 : fetched + 1;
+    }
+  }
+
+  // Waits for the oldest tile. Its rows are in `part`; those in registers are fetched over after quantize_to().
+  MLA_FP8_DEVICE void take(u32 (&pe_word)[4]) {
+    if constexpr (C::kAhead != 0) {
+      ptx::cp_async_wait_group<C::kAhead - 1>();
+#pragma unroll
+      for (int i = 0; i < C::kSlots; ++i) take_part(part[i], shared.ahead[taken][i]);
+      if (C::kPhased && has_pe) load_words(pe_word, shared.pe_ahead[taken][threadIdx.x]);
+      taken = taken + 1 == C::kAhead ? 0 : taken + 1;
+    }
+  }
+
+  template <class Element>
+  MLA_FP8_DEVICE void quantize_to(u8* rows, float* scales) const {
+#pragma unroll
+    for (int i = 0; i < C::kSlots; ++i) {
+      quantize_part_as<Element>(rows + block(i) * (C::kTileM * kGroup), scales + block(i) * C::kTileM + row(i), part[i],
+                                row(i), lane());
+    }
+  }
+};
+
+// The row tiles that a CTA keeps in shared memory.
+template <class C>
+struct Tiles {
+  u8* rows_;
+  float* scales_;
+  u8* pe_;  // this thread's
+
+  MLA_FP8_DEVICE Tiles(u8* bytes, int buffers)
+      : rows_(bytes),
+        scales_(reinterpret_cast<float*>(bytes + buffers * C::kRowsBytes)),
+        pe_(bytes + buffers * (C::kRowsBytes + C::kScaleBytes) + threadIdx.x * (C::kPeBytes / C::kThreads)) {}
+  MLA_FP8_DEVICE u8* rows(int tile) const { return rows_ + tile * C::kRowsBytes; }
+  MLA_FP8_DEVICE float* scales(int tile) const { return scales_ + tile * (C::kScaleBytes / 4); }
+
+  // A thread's chunk of a tile's q_pe, as it will be stored: 8 or 16 bytes.
+  MLA_FP8_DEVICE u32* pe(int tile) const { return reinterpret_cast<u32*>(pe_ + tile * C::kPeBytes); }
+};
+
+template <class C>
+using LaneValues = float[kLaneRows][C::kColumns / kQuad];
+
+// The scales of rows of 128 values, of which a lane has kColumns / 4: to out_row_scale, and their reciprocals to `multiplier`.
+template <class C>
+MLA_FP8_DEVICE void share_row_scales(const Product& p, typename C::Shared& shared, const LaneValues<C>& value,
+                                     float (&multiplier)[kLaneRows], u32 first_row, int buffer, i32 head,
+                                     const LanePlace& lane) {
+  const int warpgroup = threadIdx.x / kWarpgroup;
+#pragma unroll
+  for (int i = 0; i < kLaneRows; ++i) {
+    float amax = 0;
+#pragma unroll
+    for (float one : value[i]) amax = ptx::max_nan_f32(amax, fabsf(one));
+    amax = amax_of_lanes<1, kQuad>(amax);
+    if (lane.quad == 0) shared.amax[buffer][warpgroup][lane.row + i * kLaneRowStep] = amax;
+  }
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < kLaneRows; ++i) {
+    const int in_tile = lane.row + i * kLaneRowStep;
+    float amax = 0;
+#pragma unroll
+    for (const auto& columns : shared.amax[buffer]) amax = ptx::max_nan_f32(amax, columns[in_tile]);
+    const float scale = group_scale(amax);
+    multiplier[i] = group_multiplier(scale);
+    const u32 row = first_row + in_tile;
+    if (row < static_cast<u32>(p.s) && lane.quad == 0 && warpgroup == 0)
+      p.out_row_scale[row * p.out_row_scale_stride[0] + head * p.out_row_scale_stride[1]] = scale;
+  }
+}
+
+// The warpgroup's kColumns columns from `column` of the CTA's on: multiplied, scaled, stored.
+template <class C>
+MLA_FP8_DEVICE void multiply_and_store(const Product& p, typename C::Shared& shared, const u8* rows,
+                                       const float* scales, const float (&w_scale)[C::kBlocks], int column,
+                                       i32 first_column, u32 first_row, int buffer, i32 head,
+                                       const Format<C::kOutBytes>& format) {
+  const LanePlace lane = lane_place();
+  float product[C::kBlocks][C::kColumns / 2];
+#pragma unroll
+  for (int k = 0; k < C::kBlocks; ++k) {
+    const int tile = column / kChunkN * C::kBlocks + k;
+    wait(&shared.full[tile], 0);
+    ptx::wgmma_fence_sync_aligned();  // after every wait, as in few.cuh
+    multiply_group<C::kColumns>(product[k], rows + k * (C::kTileM * kGroup),
+                                shared.w[tile] + column % kChunkN * kGroup);
+  }
+  ptx::wgmma_commit_group_sync_aligned();
+  float scale[kLaneRows];
+  const auto read_scales = [&](int k) {
+#pragma unroll
+    for (int i = 0; i < kLaneRows; ++i)
+      scale[i] = __fmul_rn(scales[k * C::kTileM + lane.row + i * kLaneRowStep], w_scale[k]);
+  };
+  read_scales(0);
+  ptx::wgmma_wait_group_sync_aligned<0>();
+  LaneValues<C> value = {};
+#pragma unroll
+  for (int k = 0; k < C::kBlocks; ++k) {
+    if (k != 0) read_scales(k);
+#pragma unroll
+    for (int i = 0; i < kLaneRows; ++i) {
+#pragma unroll
+      for (int c = 0; c < C::kColumns / kQuad; ++c)
+        value[i][c] = __fmaf_rn(product[k][accumulator_of(c, i)], scale[i], value[i][c]);
+    }
+  }
+  float multiplier[kLaneRows] = {format.multiplier, format.multiplier};
+  if (C::Store::kRowScale && p.out_row_scale != nullptr)
+    share_row_scales<C>(p, shared, value, multiplier, first_row, buffer, head, lane);
+#pragma unroll
+  for (int i = 0; i < kLaneRows; ++i) {
+    const u32 row = first_row + lane.row + i * kLaneRowStep;
+    const i64 offset = row * p.out_stride[0] + head * p.out_stride[1] + first_column + column;
+    store_row<true, C::kLaneColumns>(format, offset, value[i], multiplier[i], row < static_cast<u32>(p.s), lane.quad);
+  }
+}
+
+template <class C>
+MLA_FP8_DEVICE void run_shared(const Params& params, typename C::Shared& shared) {
+  const Product& p = params.product;
+  const i32 slices = static_cast<i32>(p.n) / C::kTileN;
+  const Place at = place_of(p.heads, slices);
+  const i32 first_column = at.slice * C::kTileN;
+  const int own_tile = C::kThreads / kWarp - 1 - static_cast<int>(threadIdx.x) / kWarp;  // of weights, a warp each
+  const bool is_producer = threadIdx.x % kWarp == 0 && own_tile < C::kStages;
+  const WeightPlace weights{own_tile % C::kBlocks * kGroup, first_column + own_tile / C::kBlocks * kChunkN, at.head};
+  begin(is_producer, [&] {
+    ptx::prefetch_tensormap(&params.w);
+    prefetch_weights<C, kChunkN>(params, weights, &shared.full[own_tile]);
+  });
+  const u32 s = static_cast<u32>(p.s);  // below 2^31, so that no sum of a row and a step wraps
+  const u32 step = static_cast<u32>(at.row_step) * C::kTileM;
+  u32 first_row = static_cast<u32>(at.row_tile) * C::kTileM;
+  if (!C::kPhased && first_row >= s) return;
+  if (is_producer) load_weights<C, kChunkN>(params, weights, shared.w[own_tile], &shared.full[own_tile]);
+  __syncwarp();
+
+  const bool has_pe = C::Store::kPe && p.pe != 0;
+  const int most = C::kPhased && has_pe ? C::kBuffersWithPe : C::kBuffers;  // tiles kept
+  const u32 most_tiles =
+      ((s + C::kTileM - 1) / C::kTileM + at.row_step - 1) / static_cast<u32>(at.row_step);  // of a CTA
+  const u32 bursts = (most_tiles + most - 1) / most;  // with phases, the same in every CTA
+  const u32 burst = C::kPhased ? (most_tiles + bursts - 1) / bursts : 1;
+  Format<C::kOutBytes> format(p);
+  const PeOf<C> pe{p, format, at.head, at.slice, slices};
+  RowsAhead<C> rows{p, shared, pe, has_pe, static_cast<const u16*>(p.x) + at.head * p.x_stride[1]};
+  PeChunk ahead[C::kPeSlots];  // without phases: the next row tile's
+  const auto fetch_pe = [&](u32 tile_row) {
+#pragma unroll
+    for (int i = 0; i < C::kPeSlots; ++i) ahead[i] = pe.load(tile_row, i);
+  };
+  constexpr int kFirst = C::kAhead == 0 ? 1 : C::kAhead;  // tiles that are under way
+  const auto start = [&](u32 end) {  // the first fetches of a burst, or of all row tiles
+#pragma unroll
+    for (int i = 0; i < kFirst; ++i) rows.fetch(first_row + u64{1} * i * step, end);
+  };
+  if (!C::kPhased) {
+    start(s);
+    if (has_pe) fetch_pe(first_row);
+  }
+  const int column = threadIdx.x / kWarpgroup * (C::kChunks * C::kColumns);  // the warpgroup's first
+  float w_scale[C::kChunks][C::kBlocks];
+#pragma unroll
+  for (int c = 0; c < C::kChunks; ++c) {
+#pragma unroll
+    for (int k = 0; k < C::kBlocks; ++k)
+      w_scale[c][k] = p.w_scale[at.head * p.w_scale_stride[0] +
+                                (first_column + column + c * C::kColumns) / kChunkN * p.w_scale_stride[1] +
+                                k * p.w_scale_stride[2]];
+  }
+  format.read_scale(p);
+  const Tiles<C> kept(shared.tiles, most);
+  phases::Barrier phase(params.phase_slot);
+  for (u32 done = 0; C::kPhased ? done < bursts : first_row < s; ++done, first_row += burst * step) {
+    const u32 burst_end = C::kPhased ? min(first_row + burst * step, s) : s;
+    const int tiles = !C::kPhased ? 1 : first_row >= s ? 0 : (burst_end - first_row + step - 1) / step;
+    const int buffer = C::kPhased ? 0 : done & 1;
+    if (C::kPhased) start(burst_end);
+#pragma unroll 1
+    for (int tile = 0; tile < tiles; ++tile) {
+      PeChunk chunk;
+      rows.take(chunk.word);
+      if (C::kAhead != 0) rows.fetch(first_row + u64{1} * (tile + kFirst) * step, burst_end);
+      if (format.is_fp16) {
+        rows.template quantize_to<Fp16>(kept.rows(buffer + tile), kept.scales(buffer + tile));
+      } else {
+        rows.template quantize_to<Bf16>(kept.rows(buffer + tile), kept.scales(buffer + tile));
+      }
+      if (C::kPhased && has_pe) {
+        pe.encode(chunk);
+#pragma unroll
+        for (int i = 0; i < C::kPeWords; ++i) kept.pe(tile)[i] = chunk.word[i];
+      }
+    }
+    ptx::fence_proxy_async_shared_cta();
+    __syncthreads();
+    if (C::kAhead == 0) rows.fetch(first_row + u64{1} * step, burst_end);
+#pragma unroll 1
+    for (int tile = 0; tile < tiles; ++tile) {
+      const u32 tile_row = first_row + tile * step;
+      if (has_pe) {
+        if (C::kPhased) {
+          PeChunk chunk = pe.place(tile_row, 0);
+#pragma unroll
+          for (int i = 0; i < C::kPeWords; ++i) chunk.word[i] = kept.pe(tile)[i];
+          pe.store_encoded(chunk);
+        } else {
+#pragma unroll
+          for (int i = 0; i < C::kPeSlots; ++i) pe.store(ahead[i]);
+          if (tile_row + step < s) fetch_pe(tile_row + step);
+        }
+        pe.copy_from(tile_row, C::kPeSlots);
+      }
+#pragma unroll
+      for (int c = 0; c < C::kChunks; ++c) {
+        multiply_and_store<C>(p, shared, kept.rows(buffer + tile), kept.scales(buffer + tile), w_scale[c],
+                              column + c * C::kColumns, first_column, tile_row, buffer, at.head, format);
+      }
+    }
+    if (C::kPhased && done + 1 < bursts) {
+      __syncthreads();
+      if (threadIdx.x == 0) phase.arrive_and_wait();
+      __syncthreads();
+    }
+  }
+  if (C::kPhased) {  // every copy has landed before the CTA ends, also in one without rows
+    for (u64& full : shared.full) wait(&full, 0);
+  }
+}
+
+}  // namespace mla_fp8::sm90
