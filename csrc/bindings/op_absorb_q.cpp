@@ -1,10 +1,8 @@
 #include "bindings/op.h"
 
 namespace mla_fp8::ops {
-namespace {
-
-Tensor run_absorb_q(const Tensor& q_nope, const Tensor& w_uk, const Tensor& w_uk_scale, const OptionalTensor& q_pe,
-                    const OptionalTensor& out_scale, const Tensor* q_out) {
+Tensor absorb_q(const Tensor* q_out, const Tensor& q_nope, const Tensor& w_uk, const Tensor& w_uk_scale,
+                const OptionalTensor& q_pe, const OptionalTensor& out_scale) {
   const Checks check("absorb_q");
   const Arguments inputs = {
       {"q_nope", q_nope}, {"w_uk", w_uk}, {"w_uk_scale", w_uk_scale}, {"q_pe", q_pe}, {"out_scale", out_scale}};
@@ -15,18 +13,6 @@ Tensor run_absorb_q(const Tensor& q_nope, const Tensor& w_uk, const Tensor& w_uk
   set_output(product, view_of(q));
   run(product, inputs);
   return q;
-}
-
-}  // namespace
-
-Tensor absorb_q(const Tensor& q_nope, const Tensor& w_uk, const Tensor& w_uk_scale, const OptionalTensor& q_pe,
-                const OptionalTensor& out_scale) {
-  return run_absorb_q(q_nope, w_uk, w_uk_scale, q_pe, out_scale, nullptr);
-}
-
-void absorb_q_out(const Tensor& q_nope, const Tensor& w_uk, const Tensor& w_uk_scale, const OptionalTensor& q_pe,
-                  const OptionalTensor& out_scale, const Tensor& q_out) {
-  run_absorb_q(q_nope, w_uk, w_uk_scale, q_pe, out_scale, &q_out);
 }
 
 }  // namespace mla_fp8::ops

@@ -1,10 +1,8 @@
 #include "bindings/op.h"
 
 namespace mla_fp8::ops {
-namespace {
-
-Tensor run_bmm(const Tensor& a_, const Tensor& a_scale_, const Tensor& b, const Tensor& b_scale,
-               std::optional<int64_t> m, const Tensor* c_out) {
+Tensor bmm(const Tensor* c_out, const Tensor& a_, const Tensor& a_scale_, const Tensor& b, const Tensor& b_scale,
+           std::optional<int64_t> m) {
   const Checks check("bmm");
   const Arguments inputs = {{"a", a_}, {"a_scale", a_scale_}, {"b", b}, {"b_scale", b_scale}};
   const Argument &a = inputs.begin()[0], &a_scale = inputs.begin()[1];
@@ -35,17 +33,6 @@ Tensor run_bmm(const Tensor& a_, const Tensor& a_scale_, const Tensor& b, const 
   set_output(product, view_of(c), {1, 0});
   run(product, inputs);
   return c;
-}
-
-}  // namespace
-
-Tensor bmm(const Tensor& a, const Tensor& a_scale, const Tensor& b, const Tensor& b_scale, std::optional<int64_t> m) {
-  return run_bmm(a, a_scale, b, b_scale, m, nullptr);
-}
-
-void bmm_out(const Tensor& a, const Tensor& a_scale, const Tensor& b, const Tensor& b_scale, std::optional<int64_t> m,
-             const Tensor& c_out) {
-  run_bmm(a, a_scale, b, b_scale, m, &c_out);
 }
 
 }  // namespace mla_fp8::ops

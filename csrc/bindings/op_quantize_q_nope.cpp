@@ -31,8 +31,10 @@ QuantizeArgs take_q_nope(const Checks& check, const Argument& q_nope, int64_t m_
   return args;
 }
 
-std::tuple<Tensor, Tensor> run_quantize(const Tensor& q_nope, int64_t m_alignment, double amax_floor, bool zero_pad,
-                                        const Tensor* val_out, const Tensor* scale_out) {
+}  // namespace
+
+TwoTensors quantize_q_nope(const Tensor* val_out, const Tensor* scale_out, const Tensor& q_nope, int64_t m_alignment,
+                           double amax_floor, bool zero_pad) {
   const Checks check("quantize_q_nope");
   const Arguments inputs = {{"q_nope", q_nope}};
   QuantizeArgs args = take_q_nope(check, *inputs.begin(), m_alignment, amax_floor, zero_pad);
@@ -48,18 +50,6 @@ std::tuple<Tensor, Tensor> run_quantize(const Tensor& q_nope, int64_t m_alignmen
   copy_strides(args.q_scale_stride, scale_view, {0, 1, 2});
   run(args, inputs);
   return {val, scale};
-}
-
-}  // namespace
-
-std::tuple<Tensor, Tensor> quantize_q_nope(const Tensor& q_nope, int64_t m_alignment, double amax_floor,
-                                           bool zero_pad) {
-  return run_quantize(q_nope, m_alignment, amax_floor, zero_pad, nullptr, nullptr);
-}
-
-void quantize_q_nope_out(const Tensor& q_nope, int64_t m_alignment, double amax_floor, bool zero_pad,
-                         const Tensor& val_out, const Tensor& scale_out) {
-  run_quantize(q_nope, m_alignment, amax_floor, zero_pad, &val_out, &scale_out);
 }
 
 }  // namespace mla_fp8::ops

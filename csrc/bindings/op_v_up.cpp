@@ -1,12 +1,10 @@
 #include "bindings/op.h"
 
 namespace mla_fp8::ops {
-namespace {
+static constexpr Forms kForms = {"[S, H, R]", "R", "[H, V, R]", "V", "[H, V/128, R/128]"};
 
-constexpr Forms kForms = {"[S, H, R]", "R", "[H, V, R]", "V", "[H, V/128, R/128]"};
-
-Tensor run_v_up(const Tensor& o_latent, const Tensor& w_uv, const Tensor& w_uv_scale, const OptionalTensor& out_scale,
-                const Tensor* v_out) {
+Tensor v_up(const Tensor* v_out, const Tensor& o_latent, const Tensor& w_uv, const Tensor& w_uv_scale,
+            const OptionalTensor& out_scale) {
   const Checks check("v_up");
   const Arguments inputs = {{"o_latent", o_latent},
                             {"w_uv", w_uv},
@@ -21,8 +19,8 @@ Tensor run_v_up(const Tensor& o_latent, const Tensor& w_uv, const Tensor& w_uv_s
   return v;
 }
 
-std::tuple<Tensor, Tensor> run_v_up_quantized(const Tensor& o_latent, const Tensor& w_uv, const Tensor& w_uv_scale,
-                                              const Tensor* val_out, const Tensor* scale_out) {
+TwoTensors v_up_quantized(const Tensor* val_out, const Tensor* scale_out, const Tensor& o_latent, const Tensor& w_uv,
+                          const Tensor& w_uv_scale) {
   const Checks check("v_up_quantized");
   const Arguments inputs = {{"o_latent", o_latent},
                             {"w_uv", w_uv},
@@ -46,26 +44,6 @@ std::tuple<Tensor, Tensor> run_v_up_quantized(const Tensor& o_latent, const Tens
   copy_strides(product.out_row_scale_stride, scale_view, {0, 1});
   run(product, inputs);
   return {val, scale};
-}
-
-}  // namespace
-
-Tensor v_up(const Tensor& o_latent, const Tensor& w_uv, const Tensor& w_uv_scale, const OptionalTensor& out_scale) {
-  return run_v_up(o_latent, w_uv, w_uv_scale, out_scale, nullptr);
-}
-
-void v_up_out(const Tensor& o_latent, const Tensor& w_uv, const Tensor& w_uv_scale, const OptionalTensor& out_scale,
-              const Tensor& v_out) {
-  run_v_up(o_latent, w_uv, w_uv_scale, out_scale, &v_out);
-}
-
-std::tuple<Tensor, Tensor> v_up_quantized(const Tensor& o_latent, const Tensor& w_uv, const Tensor& w_uv_scale) {
-  return run_v_up_quantized(o_latent, w_uv, w_uv_scale, nullptr, nullptr);
-}
-
-void v_up_quantized_out(const Tensor& o_latent, const Tensor& w_uv, const Tensor& w_uv_scale, const Tensor& val_out,
-                        const Tensor& scale_out) {
-  run_v_up_quantized(o_latent, w_uv, w_uv_scale, &val_out, &scale_out);
 }
 
 }  // namespace mla_fp8::ops

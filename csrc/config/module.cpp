@@ -2,7 +2,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstring>
 #include <string>
+#include <tuple>
 #include <type_traits>
 #include <vector>
 
@@ -13,13 +15,24 @@ using namespace mla_fp8;
 
 namespace {
 
+// Calls visit(name, index) for each field of T.
+template <typename T, size_t kIndex = 0, typename Visit>
+void each_field(const Visit& visit, const char* names = field_names(T{})) {
+  const std::string name(names, std::strcspn(names, ","));
+  visit(name, std::integral_constant<size_t, kIndex>{});
+  if constexpr (kIndex + 1 < std::tuple_size_v<decltype(fields_of(std::declval<T&>()))>) {
+    each_field<T, kIndex + 1>(visit, names + name.size() + 2);
+  }
+}
+
 // A plain struct: read-only attributes and a text of all of them.
 template <typename T>
 py::class_<T> bind(py::module_& module, const char* name, const char* doc) {
   py::class_<T> bound(module, name, doc);
   py::list names;
-  each_field<T>([&](const char* field, auto member) {
-    bound.def_readonly(field, member);
+  each_field<T>([&](const std::string& field, auto index) {
+    bound.def_property_readonly(
+        field.c_str(), [](const T& self) -> const auto& { return std::get<decltype(index)::value>(fields_of(self)); });
     names.append(field);
   });
   bound.attr("_fields") = py::tuple(names);
@@ -36,11 +49,12 @@ py::class_<T> bind(py::module_& module, const char* name, const char* doc) {
 template <typename T>
 void set_field(T& made, const std::string& name, const py::handle& value) {
   bool known = false;
-  each_field<T>([&](const char* field, auto member) {
+  each_field<T>([&](const std::string& field, auto index) {
     if (name != field) return;
     known = true;
+    auto& member = std::get<decltype(index)::value>(fields_of(made));
     try {
-      made.*member = py::cast<std::decay_t<decltype(made.*member)>>(value);
+      member = py::cast<std::decay_t<decltype(member)>>(value);
     } catch (const py::cast_error&) {
       throw py::type_error(name + " must fit its C++ type, got " + std::string(py::str(py::repr(value))));
     }

@@ -101,8 +101,8 @@ const char* op_name(Op op) {
   return "unknown op";
 }
 
-bool operator==(const Problem& a, const Problem& b) { return same_fields(a, b); }
-bool operator==(const Device& a, const Device& b) { return same_fields(a, b); }
+bool operator==(const Problem& a, const Problem& b) { return fields_of(a) == fields_of(b); }
+bool operator==(const Device& a, const Device& b) { return fields_of(a) == fields_of(b); }
 
 std::string describe(const Problem& p) {
   std::ostringstream text;

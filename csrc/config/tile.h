@@ -34,7 +34,6 @@ struct Tile {
   bool persistent;
   bool leaves_room;  // the next launch's CTAs fit beside its own: one CTA an SM is enough, and better than more
   bool phased;  // reads and writes in turn (kernels/phases.cuh)
-  sm90::WeightOrder order;  // of the weights in shared memory; none: {}
   float start_us;  // what a launch takes longer, or less long, than the model of cost.h says, as measured
   // An SM's time for each further tile where that bounds it, on the scale of the model (cost.h), as measured.
   float serial_us;
@@ -57,7 +56,6 @@ constexpr Tile tile_of(const char* symbol, Op op, int ctas_per_sm, float start_u
           Schedule::kPersistent,
           Schedule::kLeavesRoom,
           Schedule::kPhased,
-          Schedule::kOrder,
           start_us,
           serial_us};
 }
