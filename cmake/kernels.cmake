@@ -32,7 +32,7 @@ function(mla_fp8_find_nvcc)
   endif()
 endfunction()
 
-# Adds find_embedded_image() to `target`; the other arguments are the ops.
+# Adds mla_fp8_embedded_image() to `target`; the other arguments are the ops.
 function(mla_fp8_embed_kernels target)
   mla_fp8_find_nvcc()
   set(EMBEDDED "")

@@ -1,5 +1,5 @@
 // Every rule that an op puts on its arguments, and the text of every error: `<op>: <argument> must <rule>, got <value>`.
-// Nothing is launched or written before all checks of a call have passed.
+// Nothing is allocated, launched or written before all checks of a call have passed.
 #pragma once
 
 #include <initializer_list>
@@ -9,8 +9,6 @@
 #include "bindings/tensor.h"
 
 namespace mla_fp8 {
-
-inline constexpr i64 kAny = -1;  // an extent that a shape check leaves free
 
 // A named tensor argument; an optional one may be missing.
 struct Argument {
@@ -51,6 +49,7 @@ class Checks {
 
  private:
   void placed(const Argument& argument, const Argument& first) const;
+  void aligned(const Argument& argument, int bytes, const char* whose) const;
   void no_grad(const Argument& argument) const;
 
   const char* op_;

@@ -19,7 +19,7 @@ void check_activation(const Checks& check, const Argument& x, const char* form, 
   check.rank(x, 3, form);
   check.dtype(x, {Dtype::kBf16, Dtype::kFp16});
   if (x.view.sizes[0] > kMaxRows) {
-    check.fail(x.name, "have at most " + std::to_string(kMaxRows) + " rows", shape_of(x.view));
+    check.fail(x.name, text("have at most ", kMaxRows, " rows"), shape_of(x.view));
   }
   if (x.view.sizes[1] < 1) check.fail(x.name, "have at least one head", shape_of(x.view));
   check.extent(x.name, extent, x.view.sizes[2], kScaleGroup, kMaxExtent);

@@ -7,6 +7,7 @@
 #include "bindings/tensor.h"
 #include "cpu/kernels.h"
 #include "gpu/launch.h"
+#include "text.h"
 
 namespace mla_fp8::ops {
 

@@ -1,6 +1,7 @@
 #include "bindings/op.h"
 
 namespace mla_fp8::ops {
+
 Tensor absorb_q(const Tensor* q_out, const Tensor& q_nope, const Tensor& w_uk, const Tensor& w_uk_scale,
                 const OptionalTensor& q_pe, const OptionalTensor& out_scale) {
   const Checks check("absorb_q");

@@ -1,6 +1,7 @@
 #include "bindings/op.h"
 
 namespace mla_fp8::ops {
+
 Tensor bmm(const Tensor* c_out, const Tensor& a_, const Tensor& a_scale_, const Tensor& b, const Tensor& b_scale,
            std::optional<int64_t> m) {
   const Checks check("bmm");
@@ -19,7 +20,7 @@ Tensor bmm(const Tensor* c_out, const Tensor& a_, const Tensor& a_scale_, const 
   take_weight(check, inputs.begin()[2], inputs.begin()[3], {"[B, M, K]", "K", "[B, N, K]", "N", "[B, N/128, K/128]"},
               product);
   if (product.s < 0 || product.s > rows) {
-    check.fail("m", "be in [0, M] = [0, " + std::to_string(rows) + "]", std::to_string(product.s));
+    check.fail("m", text("be in [0, M] = [0, ", rows, "]"), text(product.s));
   }
   check.inputs(inputs);
   product.x = a.view.data;

@@ -1,5 +1,4 @@
 #include <cmath>
-#include <sstream>
 
 #include "bindings/op.h"
 
@@ -12,12 +11,10 @@ QuantizeArgs take_q_nope(const Checks& check, const Argument& q_nope, int64_t m_
                          bool zero_pad) {
   check_activation(check, q_nope, "[S, H, K]", "K");
   if (m_alignment < 1 || m_alignment > kMaxRows) {
-    check.fail("m_alignment", "be in [1, " + std::to_string(kMaxRows) + "]", std::to_string(m_alignment));
+    check.fail("m_alignment", text("be in [1, ", kMaxRows, "]"), text(m_alignment));
   }
   if (!std::isfinite(amax_floor) || amax_floor < kLeastAmaxFloor || !std::isfinite(static_cast<float>(amax_floor))) {
-    std::ostringstream got;  // std::to_string would print 1e-31 as 0.000000
-    got << amax_floor;
-    check.fail("amax_floor", "be finite and at least 1e-30", got.str());
+    check.fail("amax_floor", "be finite and at least 1e-30", text(amax_floor));
   }
   check.inputs({q_nope});
   QuantizeArgs args{};

@@ -1,6 +1,7 @@
 #include "bindings/op.h"
 
 namespace mla_fp8::ops {
+
 static constexpr Forms kForms = {"[S, H, R]", "R", "[H, V, R]", "V", "[H, V/128, R/128]"};
 
 Tensor v_up(const Tensor* v_out, const Tensor& o_latent, const Tensor& w_uv, const Tensor& w_uv_scale,

@@ -1,9 +1,7 @@
 #include "bindings/overlap.h"
 
-#include <algorithm>
 #include <numeric>
 #include <utility>
-#include <vector>
 
 namespace mla_fp8 {
 namespace {
@@ -46,15 +44,12 @@ bool share_memory(const View& a, const View& b) {
 
 bool overlaps_itself(const View& view) {
   if (view.numel() == 0) return false;
-  std::vector<std::pair<int64_t, int64_t>> dims;  // stride, extent
   for (int64_t i = 0; i < view.dim; ++i) {
-    if (view.sizes[i] > 1) dims.emplace_back(view.strides[i], view.sizes[i]);
-  }
-  std::sort(dims.begin(), dims.end());
-  int64_t reached = 0;  // elements past the first, by smaller strides
-  for (const auto& [stride, extent] : dims) {
-    if (stride <= reached) return true;
-    reached += stride * (extent - 1);
+    int64_t reached = 0;  // elements past the first, by strides that are no larger
+    for (int64_t j = 0; j < view.dim; ++j) {
+      if (j != i && view.strides[j] <= view.strides[i]) reached += view.strides[j] * (view.sizes[j] - 1);
+    }
+    if (view.sizes[i] > 1 && view.strides[i] <= reached) return true;
   }
   return false;
 }

@@ -10,6 +10,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "text.h"
+
 namespace mla_fp8 {
 namespace {
 
@@ -65,16 +67,13 @@ int64_t View::numel() const {
 View view_of(const torch::stable::Tensor& tensor) {
   View view;
   view.handle = tensor.get();
-  int64_t *sizes, *strides;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(view.handle, &view.data));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(view.handle, &sizes));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(view.handle, &strides));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(view.handle, &view.sizes));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(view.handle, &view.strides));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(view.handle, &view.dim));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(view.handle, &view.torch_dtype));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(view.handle, &view.device_type));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(view.handle, &view.device_index));
-  view.sizes = sizes;
-  view.strides = strides;
   const KnownDtype* known = find_dtype(view.torch_dtype);
   view.dtype = known == nullptr ? Dtype::kOther : known->dtype;
   return view;
@@ -86,36 +85,38 @@ std::string name_of(Dtype dtype) { return known_dtype(dtype).name; }
 
 std::string name_of(const View& view) {
   const KnownDtype* known = find_dtype(view.torch_dtype);
-  return known != nullptr ? known->name : "torch dtype number " + std::to_string(view.torch_dtype);
+  return known != nullptr ? known->name : text("torch dtype number ", view.torch_dtype);
 }
 
 std::string device_of(const View& view) {
   static const int32_t cpu = aoti_torch_device_type_cpu();
   if (view.device_type == cpu) return "cpu";
-  const std::string type = view.is_cuda() ? "cuda" : "device type " + std::to_string(view.device_type);
-  return type + ":" + std::to_string(view.device_index);
+  return text(view.is_cuda() ? "cuda" : text("device type ", view.device_type), ":", view.device_index);
+}
+
+std::string list_of(const int64_t* extents, size_t count) {
+  std::string told;
+  for (size_t i = 0; i < count; ++i) told += text(i > 0 ? ", " : "", extents[i] == kAny ? "*" : text(extents[i]));
+  return text("[", told, "]");
 }
 
 torch::stable::Tensor empty(const char* op, const View& like, Dtype dtype, Extents sizes, Extents strides) {
-  int64_t extents[kMostDims], steps[kMostDims];
-  int64_t contiguous = 1;
+  int64_t contiguous[kMostDims], stride = 1;
   for (size_t i = sizes.size(); i-- > 0;) {
-    extents[i] = sizes.begin()[i];
-    steps[i] = strides.size() == 0 ? contiguous : strides.begin()[i];
-    contiguous *= std::max<int64_t>(extents[i], 1);  // as torch does, so that fakes agree on empty tensors
+    contiguous[i] = stride;
+    stride *= std::max<int64_t>(sizes.begin()[i], 1);  // as torch does, so that fakes agree on empty tensors
   }
   AtenTensorHandle handle;
-  const AOTITorchError error =
-      aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), extents, steps, known_dtype(dtype).torch_dtype,
-                               like.device_type, like.device_index, &handle);
+  const AOTITorchError error = aoti_torch_empty_strided(
+      static_cast<int64_t>(sizes.size()), sizes.begin(), strides.size() == 0 ? contiguous : strides.begin(),
+      known_dtype(dtype).torch_dtype, like.device_type, like.device_index, &handle);
   if (error == AOTI_TORCH_SUCCESS) return torch::stable::Tensor(handle);
-  std::string shape;
-  for (int64_t size : sizes) shape += (shape.empty() ? "[" : ", ") + std::to_string(size);
-  throw std::runtime_error(std::string(op) + ": the result must fit into the memory of " + device_of(like) +
-                           ", got shape " + shape + "] of " + name_of(dtype) + " (out of memory)");
+  throw std::runtime_error(text(op, ": the result must fit into the memory of ", device_of(like), ", got shape ",
+                                list_of(sizes.begin(), sizes.size()), " of ", name_of(dtype), " (out of memory)"));
 }
 
 bool requires_grad(const View& view) {
+  if (!aoti_torch_grad_mode_is_enabled()) return false;
   AtenTensorHandle owned;
   TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(view.handle, &owned));
   std::array<StableIValue, 1> stack{torch::stable::detail::from(torch::stable::Tensor(owned))};
@@ -123,8 +124,6 @@ bool requires_grad(const View& view) {
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::is_leaf", "", stack.data(), TORCH_ABI_VERSION));
   return !torch::stable::detail::to<bool>(stack[0]);
 }
-
-bool grad_mode_is_enabled() { return aoti_torch_grad_mode_is_enabled(); }
 
 void parallel_for(int64_t count, int64_t grain, void (*body)(int64_t begin, int64_t end, void* context),
                   void* context) {

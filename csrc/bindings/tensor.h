@@ -11,14 +11,14 @@
 
 namespace mla_fp8 {
 
-using Extents = std::initializer_list<i64>;
+using Extents = std::initializer_list<int64_t>;
+inline constexpr int64_t kAny = -1;  // an extent that a shape check leaves free
 
 // Borrows a tensor: valid while that tensor lives. Strides are in elements.
 struct View {
   AtenTensorHandle handle = nullptr;  // null: an optional argument that was not given
   void* data = nullptr;
-  const int64_t* sizes = nullptr;
-  const int64_t* strides = nullptr;
+  int64_t *sizes = nullptr, *strides = nullptr;
   int64_t dim = 0;
   Dtype dtype = Dtype::kOther;
   int32_t torch_dtype = 0, device_type = 0, device_index = 0;
@@ -37,15 +37,14 @@ int bytes_per_element(Dtype dtype);
 std::string name_of(Dtype dtype);
 std::string name_of(const View& view);  // of its dtype
 std::string device_of(const View& view);
+std::string list_of(const int64_t* extents, size_t count);  // "[2, 3]"; "*" for kAny
 
 // An uninitialized tensor on the device of `like`; contiguous, as torch calls it, unless strides are given.
 torch::stable::Tensor empty(const char* op, const View& like, Dtype dtype, Extents sizes, Extents strides = {});
 
-// Whether autograd would record an operation on it. The stable interface has no getter: an alias of a tensor that
-// requires a gradient is no leaf. To be called in grad mode only.
+// Whether autograd would record an operation on it: in grad mode, if it requires a gradient. The stable interface has no
+// getter for that: an alias of a tensor that does is no leaf.
 bool requires_grad(const View& view);
-
-bool grad_mode_is_enabled();
 
 // Runs on PyTorch's intra-op threads.
 void parallel_for(int64_t count, int64_t grain, void (*body)(int64_t begin, int64_t end, void* context), void* context);

@@ -7,7 +7,6 @@
 #include <limits>
 #include <memory>
 #include <mutex>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 
@@ -61,8 +60,7 @@ DeviceState ask_device(const char* op, const Driver& driver, int index) {
   if (major != kCapabilityMajor || minor != kCapabilityMinor) {
     char name[128];
     check(op, driver, driver.device_get_name(name, sizeof name, state.ordinal), "cuDeviceGetName");
-    fail(op, "device must have compute capability 9.0 (H100, H200), got " + std::to_string(major) + "." +
-                 std::to_string(minor) + " (" + name + ")");
+    fail(op, text("device must have compute capability 9.0 (H100, H200), got ", major, ".", minor, " (", name, ")"));
   }
   for (const auto& [name, limit, which] : kLimits) state.limits.*limit = attribute(which);
   state.limits.l2_bytes = attribute(abi::kL2CacheSize);
@@ -75,7 +73,7 @@ std::atomic<const DeviceState*> devices[kMaxDevices];
 
 const DeviceState& device_state(const char* op, const Driver& driver, int index) {
   if (index < 0 || index >= kMaxDevices) {
-    fail(op, "device index must be from 0 to " + std::to_string(kMaxDevices - 1) + ", got " + std::to_string(index));
+    fail(op, text("device index must be from 0 to ", kMaxDevices - 1, ", got ", index));
   }
   if (const DeviceState* known = devices[index].load(std::memory_order_acquire)) return *known;
 
@@ -89,7 +87,7 @@ const DeviceState& device_state(const char* op, const Driver& driver, int index)
 
 void* find_get_proc_address(const char* op) {
   void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
-  if (library == nullptr) fail(op, std::string("the CUDA driver must be installed, got ") + dlerror());
+  if (library == nullptr) fail(op, text("the CUDA driver must be installed, got ", dlerror()));
   void* function = dlsym(library, "cuGetProcAddress_v2");
   if (function != nullptr) return function;
   fail(op, "the CUDA driver must support CUDA 12.0 or later, got one without cuGetProcAddress_v2");
@@ -102,19 +100,18 @@ abi::Driver::Driver(const char* op_) : op(op_), get_proc_address(Symbol{find_get
 abi::Driver::Symbol abi::Driver::find(const char* symbol) const {
   void* function = nullptr;
   if (get_proc_address(symbol, &function, kDriverVersion, 0, nullptr) == kSuccess && function) return {function};
-  fail(op, std::string("the CUDA driver must support CUDA 12.0 or later, got one without ") + symbol);
+  fail(op, text("the CUDA driver must support CUDA 12.0 or later, got one without ", symbol));
 }
 
-void fail(const char* op, const std::string& reason) { throw std::runtime_error(op + (": " + reason)); }
+void fail(const char* op, const std::string& reason) { throw std::runtime_error(text(op, ": ", reason)); }
 
 void check(const char* op, const Driver& driver, Result result, const std::string& what) {
   if (result == abi::kSuccess) return;
   const char* name = nullptr;
-  const char* text = nullptr;
+  const char* words = nullptr;
   driver.get_error_name(result, &name);
-  driver.get_error_string(result, &text);
-  fail(op, what + " failed: " + (name ? name : "CUresult " + std::to_string(result)) +
-               (text ? std::string(" (") + text + ")" : ""));
+  driver.get_error_string(result, &words);
+  fail(op, text(what, " failed: ", name ? name : text("CUresult ", result), words ? text(" (", words, ")") : ""));
 }
 
 const Driver& driver_for(const char* op) {
@@ -172,17 +169,16 @@ void CurrentDevice::launch(const Config& config, const void* params, void* strea
   const Result result = driver.launch_kernel_ex(&launch, kernel, arguments, nullptr);
   if (result == abi::kSuccess) return;
   check(op_, driver, result,
-        std::string("launch of ") + tile.symbol + " with " + std::to_string(launch.grid_x) + " CTAs of " +
-            std::to_string(launch.block_x) + " threads and " + std::to_string(tile.smem_bytes) + " bytes");
+        text("launch of ", tile.symbol, " with ", launch.grid_x, " CTAs of ", launch.block_x, " threads and ",
+             tile.smem_bytes, " bytes"));
 }
 
 std::string describe_device(const char* op, int device_index) {
   const Device limits = ask_device(op, driver_for(op), device_index).limits;
-  std::ostringstream text;
-  text << std::setprecision(std::numeric_limits<double>::max_digits10);
-  for (const auto& [name, limit, which] : kLimits) text << name << "=" << limits.*limit << " ";
-  text << "l2_bytes=" << limits.l2_bytes << " dram_gbps=" << limits.dram_gbps;
-  return text.str();
+  std::string told;
+  for (const auto& [name, limit, which] : kLimits) told += text(name, "=", limits.*limit, " ");
+  const auto exact = std::setprecision(std::numeric_limits<double>::max_digits10);
+  return text(exact, told, "l2_bytes=", limits.l2_bytes, " dram_gbps=", limits.dram_gbps);
 }
 
 }  // namespace mla_fp8::cuda

@@ -40,6 +40,10 @@ class CurrentDevice {
   bool pushed_ = false;
 };
 
+// The config of a launch: select_config's, unless a benchmark or a test forces a tile. Throws std::runtime_error where
+// no tile, or not the forced one, can run the problem.
+Config choose_config(const Problem& problem, const Device& device);
+
 // What the driver tells of a device, as "num_sms=132 dram_gbps=3017.088": fields of struct Device. Makes no context.
 std::string describe_device(const char* op, int device_index);
 

@@ -11,6 +11,7 @@
 #endif
 
 #include "config/tile.h"
+#include "text.h"
 
 namespace mla_fp8::cuda::abi {
 

@@ -4,7 +4,6 @@
 #include <exception>
 
 #include "gpu/driver.h"
-#include "gpu/images.h"
 
 namespace {
 
@@ -24,13 +23,6 @@ int give_text(char* text, size_t text_size, Body body) {
 }
 
 }  // namespace
-
-const void* mla_fp8_embedded_image(const char* name, size_t* size) {
-  const mla_fp8::Image* image = mla_fp8::find_embedded_image(name);
-  if (image == nullptr) return nullptr;
-  *size = image->size;
-  return image->data;
-}
 
 int mla_fp8_warm_up(int device_index, char* error, size_t error_size) {
   return give_text(error, error_size, [&] {

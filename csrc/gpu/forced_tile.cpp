@@ -1,8 +1,7 @@
-#include "gpu/forced_tile.h"
-
 #include <cstring>
 #include <stdexcept>
 
+#include "gpu/driver.h"
 #include "gpu/exports.h"
 
 namespace mla_fp8::cuda {

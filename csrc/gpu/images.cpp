@@ -1,5 +1,5 @@
-#include "gpu/images.h"
-
+// Finds the kernel of a tile: in the image of its op that the build embedded, or in one that the registered loader makes
+// (mla_fp8/jit.py compiles it) where there is none or the driver refuses it.
 #include <atomic>
 #include <iterator>
 #include <map>
@@ -10,32 +10,26 @@
 #include "gpu/driver_abi.h"
 #include "gpu/exports.h"
 
-namespace mla_fp8 {
+namespace mla_fp8::cuda {
 namespace {
 
 constexpr size_t kErrorBytes = 8192;  // a compiler's log
 std::atomic<mla_fp8_image_loader> image_loader{nullptr};
 
-}  // namespace
-
-Image load_image(const char* op, const char* name, int device_index) {
+const void* load_image(const char* op, const char* name, int device_index) {
   const mla_fp8_image_loader loader = image_loader.load(std::memory_order_acquire);
   if (loader == nullptr) {
-    cuda::fail(
-        op,
-        std::string("the kernels of ") + name +
-            " must be compiled, got a library built without nvcc: build it with nvcc 13 on the PATH, or call it from "
-            "Python with `pip install mla_fp8[cuda]`, which compiles them at first use");
+    fail(op, text("the kernels of ", name,
+                  " must be compiled, got a library built without nvcc: build it with nvcc 13 on the PATH, or call it "
+                  "from Python with `pip install mla_fp8[cuda]`, which compiles them at first use"));
   }
-  Image image{name, nullptr, 0};
+  const void* image = nullptr;
+  size_t size = 0;
   std::string error(kErrorBytes, '\0');
-  const int result = loader(name, device_index, &image.data, &image.size, error.data(), error.size());
-  if (result != 0 || image.data == nullptr) cuda::fail(op, error.c_str());
+  const int result = loader(name, device_index, &image, &size, error.data(), error.size());
+  if (result != 0 || image == nullptr) fail(op, error.c_str());
   return image;
 }
-
-namespace cuda {
-namespace {
 
 // Kernels are found without a lock, added under it, and never removed: a captured graph may hold them.
 std::atomic<abi::Handle> kernels[kMaxDevices][std::size(kTiles)];
@@ -80,8 +74,8 @@ abi::Result load_kernel(const abi::Driver& driver, const void* image, const Tile
   if (result == abi::kSuccess && tile.smem_bytes > 0) {
     result = driver.kernel_set_attribute(abi::kFunctionMaxDynamicSharedSizeBytes, tile.smem_bytes, *kernel, device);
   }
-  abi::Handle function =
-      nullptr;  // asking for it loads the library into the context, which would else wait for the launch
+  // Asking for the function loads the library into the context, which would else wait for the launch.
+  abi::Handle function = nullptr;
   return result == abi::kSuccess ? driver.kernel_get_function(&function, *kernel) : result;
 }
 
@@ -92,42 +86,42 @@ abi::Handle find_kernel(const char* op, int device_index, abi::Ordinal device, c
   if (const abi::Handle kernel = slot.load(std::memory_order_acquire)) return kernel;
 
   const abi::Driver& driver = driver_for(op);
-  const char* image_name = op_name(tile.op);
-  const Image* embedded = find_embedded_image(image_name);
+  const char* name = op_name(tile.op);
+  size_t size = 0;
+  const void* embedded = mla_fp8_embedded_image(name, &size);
+  const void* made = nullptr;
   const RelaxedCapture relaxed(driver);
-  Image made{};
   for (;;) {
     {
       const std::lock_guard<std::mutex> lock(mutex);
       if (const abi::Handle kernel = slot.load(std::memory_order_acquire)) return kernel;
-      Library& library = libraries()[image_name];
+      Library& library = libraries()[name];
       const bool use_embedded = embedded != nullptr && !library.refused;
-      if (library.handle != nullptr || use_embedded || made.data != nullptr) {
+      if (library.handle != nullptr || use_embedded || made != nullptr) {
         abi::Handle kernel = nullptr;
-        const void* image = use_embedded ? embedded->data : made.data;
+        const void* image = use_embedded ? embedded : made;
         const abi::Result result = load_kernel(driver, image, tile, device, &library.handle, &kernel);
         if (result == abi::kSuccess) {
           slot.store(kernel, std::memory_order_release);
           return kernel;
         }
-        if (!use_embedded || !is_refusal(result)) check(op, driver, result, std::string("loading ") + tile.symbol);
+        if (!use_embedded || !is_refusal(result)) check(op, driver, result, text("loading ", tile.symbol));
         library = {nullptr, true};
       }
     }
     int capturing = abi::kCaptureNone;
     const abi::Result known = driver.stream_is_capturing(stream, &capturing);
     if (capturing != abi::kCaptureNone || known == abi::kErrorStreamCaptureImplicit) {
-      fail(op, std::string("kernel ") + tile.symbol +
-                   " must be compiled before a stream capture, got its first call inside "
-                   "one: call mla_fp8.jit.warm_up() or the op itself before the capture");
+      fail(op, text("kernel ", tile.symbol,
+                    " must be compiled before a stream capture, got its first call inside one: call "
+                    "mla_fp8.jit.warm_up() or the op itself before the capture"));
     }
-    made = load_image(op, image_name, device_index);  // without the lock: the loader may need Python's
+    made = load_image(op, name, device_index);  // without the lock: the loader may need Python's
   }
 }
 
-}  // namespace cuda
-}  // namespace mla_fp8
+}  // namespace mla_fp8::cuda
 
 void mla_fp8_set_image_loader(mla_fp8_image_loader loader) {
-  mla_fp8::image_loader.store(loader, std::memory_order_release);
+  mla_fp8::cuda::image_loader.store(loader, std::memory_order_release);
 }

@@ -2,7 +2,6 @@
 #include <atomic>
 
 #include "gpu/driver.h"
-#include "gpu/forced_tile.h"
 #include "gpu/launch.h"
 #include "gpu/tensor_map.h"
 #include "kernels/phases.h"

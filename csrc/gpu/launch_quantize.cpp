@@ -2,7 +2,6 @@
 
 #include "config/cost.h"
 #include "gpu/driver.h"
-#include "gpu/forced_tile.h"
 #include "gpu/launch.h"
 #include "kernels/quantize_q_nope.h"
 

@@ -40,10 +40,9 @@ void encode(const char* op, const char* tensor, const TensorMapSpec& spec, Tenso
       map, abi::kTensorMapU8, spec.dims.size(), spec.address, dims, strides + 1, spec.box.data(), kElementStrides,
       /*interleave=*/0, abi::kTensorMapSwizzle128Bytes, abi::kL2Promotion256Bytes, /*oob_fill=*/0);
   if (result == abi::kSuccess) return;
-  std::string what = std::string("the tensor map of ") + tensor + " (dims, byte strides, box)";
+  std::string what = text("the tensor map of ", tensor, " (dims, byte strides, box)");
   for (int i = 0; i < 5; ++i) {
-    what += " [" + std::to_string(dims[i]) + ", " + (i == 0 ? "-" : std::to_string(strides[i])) + ", " +
-            std::to_string(spec.box[i]) + "]";
+    what += text(" [", dims[i], ", ", i == 0 ? "-" : text(strides[i]), ", ", spec.box[i], "]");
   }
   check(op, driver, result, what);
 }
