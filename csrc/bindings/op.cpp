@@ -1,19 +1,6 @@
 #include "bindings/op.h"
 
 namespace mla_fp8::ops {
-namespace {
-
-template <typename Record>
-void run_on(const View& input, void (*cpu_kernel)(const Record&, const cpu::ParallelFor&),
-            void (*cuda_kernel)(const Record&, int, void*), const Record& record) {
-  if (input.is_cuda()) {
-    cuda_kernel(record, input.device_index, current_stream(input.device_index));
-  } else {
-    cpu_kernel(record, &parallel_for);
-  }
-}
-
-}  // namespace
 
 void check_activation(const Checks& check, const Argument& x, const char* form, const char* extent) {
   check.rank(x, 3, form);
@@ -79,14 +66,6 @@ Tensor place(const Checks& check, const Result& result, Extents sizes, Arguments
 void set_output(Product& product, const View& out, const int (&dims)[2]) {
   product.out = out.data;
   copy_strides(product.out_stride, out, dims);
-}
-
-void run(const Product& product, Arguments inputs) {
-  run_on(inputs.begin()->view, &cpu::multiply, &cuda::launch_product, product);
-}
-
-void run(const QuantizeArgs& args, Arguments inputs) {
-  run_on(inputs.begin()->view, &cpu::quantize_q_nope, &cuda::launch_quantize_q_nope, args);
 }
 
 }  // namespace mla_fp8::ops

@@ -48,8 +48,16 @@ Tensor place(const Checks& check, const Result& result, Extents sizes, Arguments
 // Where the product goes: [s, heads, n + pe], or for another order of dims these of s and heads.
 void set_output(Product& product, const View& out, const int (&dims)[2] = {0, 1});
 
-// Run the kernel of the first input's device.
-void run(const Product& product, Arguments inputs);
-void run(const QuantizeArgs& args, Arguments inputs);
+// Runs the kernel of the first input's device. An op may do without one for CUDA.
+template <typename Record>
+void run(const Checks& check, Arguments inputs, const Record& record,
+         void (*cpu_kernel)(const Record&, const cpu::ParallelFor&),
+         void (*cuda_kernel)(const Record&, int, void*) = nullptr) {
+  const Argument& first = *inputs.begin();
+  if (!first.view.is_cuda()) return cpu_kernel(record, &parallel_for);
+  if (cuda_kernel == nullptr)
+    check.fail(first.name, "be on a CPU, as this op has no CUDA kernel", device_of(first.view));
+  cuda_kernel(record, first.view.device_index, current_stream(first.view.device_index));
+}
 
 }  // namespace mla_fp8::ops

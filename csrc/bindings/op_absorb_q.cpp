@@ -12,7 +12,7 @@ Tensor absorb_q(const Tensor* q_out, const Tensor& q_nope, const Tensor& w_uk, c
   const Tensor q = place(check, {"q_out", form, product.out_dtype, q_out},
                          {product.s, product.heads, product.n + product.pe}, inputs);
   set_output(product, view_of(q));
-  run(product, inputs);
+  run(check, inputs, product, &cpu::multiply, &cuda::launch_product);
   return q;
 }
 

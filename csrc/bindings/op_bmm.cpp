@@ -32,7 +32,7 @@ Tensor bmm(const Tensor* c_out, const Tensor& a_, const Tensor& a_scale_, const 
   const Tensor c =
       place(check, {"c_out", "[B, m, N]", product.out_dtype, c_out}, {product.heads, product.s, product.n}, inputs);
   set_output(product, view_of(c), {1, 0});
-  run(product, inputs);
+  run(check, inputs, product, &cpu::multiply, &cuda::launch_product);
   return c;
 }
 

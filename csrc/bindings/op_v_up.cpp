@@ -16,7 +16,7 @@ Tensor v_up(const Tensor* v_out, const Tensor& o_latent, const Tensor& w_uv, con
   const Tensor v =
       place(check, {"v_out", "[S, H, V]", product.out_dtype, v_out}, {product.s, product.heads, product.n}, inputs);
   set_output(product, view_of(v));
-  run(product, inputs);
+  run(check, inputs, product, &cpu::multiply, &cuda::launch_product);
   return v;
 }
 
@@ -43,7 +43,7 @@ TwoTensors v_up_quantized(const Tensor* val_out, const Tensor* scale_out, const 
   product.out_stride[0] = val_view.strides[0], product.out_stride[1] = product.n;  // heads lie side by side
   product.out_row_scale = static_cast<float*>(scale_view.data);
   copy_strides(product.out_row_scale_stride, scale_view, {0, 1});
-  run(product, inputs);
+  run(check, inputs, product, &cpu::multiply, &cuda::launch_product);
   return {val, scale};
 }
 
