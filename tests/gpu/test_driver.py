@@ -76,7 +76,7 @@ def arguments_of(calls: list[str], name: str) -> list[str]:
 
 
 def symbols_of_tiles() -> set[str]:
-    lines = (jit.source_directory() / "config" / "tiles.h").read_text().splitlines()
+    lines = (jit.source_directory() / "kernels" / "sm90" / "tiles.h").read_text().splitlines()
     return {line.split("(")[1].split(",")[0] for line in lines if line.startswith("  X(")}
 
 
