@@ -10,23 +10,37 @@ namespace mla_fp8 {
 inline constexpr u32 kMagnitudes = 0x7fff7fffu;  // clears the two sign bits of a word of bf16 or fp16
 inline constexpr u32 kFullWarp = 0xffffffffu;
 
-// Two activations in a word.
+// Two activations in a word; as outputs, elements of two bytes.
 struct Bf16 {
+  static constexpr int kBytes = 2;
   static MLA_FP8_DEVICE float low(u32 word) { return __uint_as_float(word << 16); }
   static MLA_FP8_DEVICE float high(u32 word) { return __uint_as_float(word & 0xffff0000u); }
-  static MLA_FP8_DEVICE u32 pack(float low, float high) { return ptx::cvt_rn_bf16x2_f32(low, high); }
+  template <int kCount>
+  static MLA_FP8_DEVICE void pack(const float* value, u32* word) {
+#pragma unroll
+    for (int i = 0; i < kCount / 2; ++i) word[i] = ptx::cvt_rn_bf16x2_f32(value[2 * i], value[2 * i + 1]);
+  }
 };
 
 struct Fp16 {
+  static constexpr int kBytes = 2;
   static MLA_FP8_DEVICE float low(u32 word) { return ptx::cvt_f32_f16(static_cast<u16>(word)); }
   static MLA_FP8_DEVICE float high(u32 word) { return ptx::cvt_f32_f16(static_cast<u16>(word >> 16)); }
-  static MLA_FP8_DEVICE u32 pack(float low, float high) { return ptx::cvt_rn_f16x2_f32(low, high); }
+  template <int kCount>
+  static MLA_FP8_DEVICE void pack(const float* value, u32* word) {
+#pragma unroll
+    for (int i = 0; i < kCount / 2; ++i) word[i] = ptx::cvt_rn_f16x2_f32(value[2 * i], value[2 * i + 1]);
+  }
 };
 
 // Four numbers -> four e4m3, the first in the low byte. Beyond +-448 (Inf too) they become +-448, NaN stays NaN.
 MLA_FP8_DEVICE u32 e4m3x4(float a, float b, float c, float d) {
   return ptx::cvt_rn_satfinite_e4m3x2_f32(a, b) | static_cast<u32>(ptx::cvt_rn_satfinite_e4m3x2_f32(c, d)) << 16;
 }
+
+struct E4m3 {
+  static constexpr int kBytes = 1;
+};
 
 // Two words of activations times `multiplier` -> four e4m3.
 template <class Element>

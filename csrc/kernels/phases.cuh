@@ -15,18 +15,25 @@ namespace mla_fp8::phases {
 __device__ u64 arrivals[kMaxGrid + 1][kSlots];
 
 struct Barrier {
-  u64* counter;
-  bool patient;
+  u32 slot;
+  bool patient = true;
 
-  MLA_FP8_DEVICE explicit Barrier(u32 slot)
-      : counter(&arrivals[gridDim.x <= kMaxGrid ? gridDim.x : 0][slot]), patient(gridDim.x <= kMaxGrid) {}
+  // All threads of a CTA, as often in every CTA.
+  MLA_FP8_DEVICE void wait_for_all() {
+    __syncthreads();
+    if (threadIdx.x == 0) arrive_and_wait();
+    __syncthreads();
+  }
 
-  // One thread of each CTA, as often in every CTA.
   MLA_FP8_DEVICE void arrive_and_wait() {
+    const bool counted = gridDim.x <= kMaxGrid;
+    u64* const counter = &arrivals[counted ? gridDim.x : 0][slot];
     const u64 before = ptx::atom_add_relaxed_gpu(counter, 1);
     const u64 target = (before / gridDim.x + 1) * gridDim.x;
     const u32 start = ptx::clock();
-    while (patient && ptx::ld_relaxed_gpu(counter) < target) patient = ptx::clock() - start < kPatienceCycles;
+    while (counted && patient && ptx::ld_relaxed_gpu(counter) < target) {
+      patient = ptx::clock() - start < kPatienceCycles;
+    }
   }
 };
 

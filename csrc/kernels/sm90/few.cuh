@@ -160,8 +160,7 @@ MLA_FP8_DEVICE void run_few(const Params& params, typename C::Shared& shared) {
   const SwappedLane lane{static_cast<int>(threadIdx.x % kWarpgroup / kQuad * C::kLaneColumns),
                          static_cast<int>(threadIdx.x % kQuad * 2)};
   const i32 column = first_column + lane.column;
-  Format<C::kOutBytes> format(p);
-  const Pe<kTokens, C::kThreads, true, C::kOutBytes> pe{p, format, at.head, at.slice, slices};
+  Pe<kTokens, C::kThreads, true, C::kOutBytes> pe{p, at.head, at.slice, slices};
   FewRowsLoader<C> rows{p, static_cast<const u16*>(p.x) + at.head * p.x_stride[1]};
   const float* w_scale_from = p.w_scale + at.head * p.w_scale_stride[0] + column / kChunkN * p.w_scale_stride[1];
   for (i64 first_row = at.row_tile * kTokens; first_row < p.s;) {
@@ -171,8 +170,8 @@ MLA_FP8_DEVICE void run_few(const Params& params, typename C::Shared& shared) {
     float w_scale[C::kBlocks];
 #pragma unroll
     for (int k = 0; k < C::kBlocks; ++k) w_scale[k] = w_scale_from[k * p.w_scale_stride[2]];
-    format.read_scale(p);
-    rows.quantize(shared, format.is_fp16);
+    pe.multiplier = read_multiplier<Store>(p);
+    rows.quantize(shared, p.x_dtype == Dtype::kFp16);
     if (Store::kPe && p.pe != 0) {
       pe.store(chunk);
       pe.copy_from(first_row, 1);
@@ -180,15 +179,17 @@ MLA_FP8_DEVICE void run_few(const Params& params, typename C::Shared& shared) {
     __syncthreads();
     Tokens<C> value;
     multiply_tokens<C>(value, shared, warpgroup, w_scale, lane);
-    const bool has_row_scale = Store::kRowScale && p.out_row_scale != nullptr;
-    if (has_row_scale) share_row_scales<C>(p, shared, value, first_row, at.head, lane);
+    with_output<Store, true>(p, [&](auto element) {
+      const bool has_row_scale = element.kBytes == 1 && Store::kRowScale && p.out_row_scale != nullptr;
+      if (has_row_scale) share_row_scales<C>(p, shared, value, first_row, at.head, lane);
 #pragma unroll
-    for (int i = 0; i < kTokens / 4; ++i) {
-      const i64 row = first_row + lane.token_of(i);
-      const i64 offset = row * p.out_stride[0] + at.head * p.out_stride[1] + column;
-      store_values<true, C::kLaneColumns>(
-          format, offset, value[i], has_row_scale ? shared.multiplier[lane.token_of(i)] : format.multiplier, row < p.s);
-    }
+      for (int i = 0; i < kTokens / 4; ++i) {
+        const i64 row = first_row + lane.token_of(i);
+        const float multiplier = has_row_scale ? shared.multiplier[lane.token_of(i)] : pe.multiplier;
+        const i64 out_at = row * p.out_stride[0] + at.head * p.out_stride[1] + column;
+        store_values<true, C::kLaneColumns>(element, p.out, out_at, value[i], multiplier, row < p.s);
+      }
+    });
     first_row += at.row_step * kTokens;
     if (first_row < p.s) __syncthreads();  // all have read the rows and scales
   }

@@ -100,25 +100,27 @@ MLA_FP8_DEVICE float store_row_scale(const Product& p, const float (&value)[kChu
 template <class C>
 MLA_FP8_DEVICE void store_sums(const Product& p, const Place& at, i32 first_column, i64 row, const float (&sums)[64]) {
   const LanePlace lane = lane_place();
-  Format<C::kOutBytes> format(p);
-  format.read_scale(p);
+  const float out_multiplier = read_multiplier<typename C::Store>(p);
   if (C::Store::kPe && p.pe != 0) {
     const i32 slices = static_cast<i32>(p.n) / C::kTileN;
-    const Pe<kWgmmaM, kWarpgroup, C::kAligned, C::kOutBytes> pe{p, format, at.head, at.slice, slices};
-    pe.copy_from(row - lane.row, 0);
+    const Pe<kWgmmaM, kWarpgroup, C::kAligned, C::kOutBytes> pe{p, at.head, at.slice, slices, out_multiplier};
+    pe.copy_from(static_cast<u32>(row - lane.row), 0);
   }
+  with_output<typename C::Store, true>(p, [&](auto element) {
 #pragma unroll
-  for (int i = 0; i < kLaneRows; ++i) {
-    const i64 lane_row = row + i * kLaneRowStep;
-    float value[kChunkN / kQuad];
+    for (int i = 0; i < kLaneRows; ++i) {
+      const i64 lane_row = row + i * kLaneRowStep;
+      float value[kChunkN / kQuad];
 #pragma unroll
-    for (int c = 0; c < kChunkN / kQuad; ++c) value[c] = sums[accumulator_of(c, i)];
-    float multiplier = format.multiplier;
-    if (C::Store::kRowScale && p.out_row_scale != nullptr)
-      multiplier = store_row_scale(p, value, lane_row, at.head, lane.quad);
-    const i64 offset = lane_row * p.out_stride[0] + at.head * p.out_stride[1] + first_column;
-    store_row<C::kAligned, C::kLaneColumns>(format, offset, value, multiplier, lane_row < p.s, lane.quad);
-  }
+      for (int c = 0; c < kChunkN / kQuad; ++c) value[c] = sums[accumulator_of(c, i)];
+      float multiplier = out_multiplier;
+      if (element.kBytes == 1 && C::Store::kRowScale && p.out_row_scale != nullptr)
+        multiplier = store_row_scale(p, value, lane_row, at.head, lane.quad);
+      store_row<C::kAligned, C::kLaneColumns>(element, p.out,
+                                              lane_row * p.out_stride[0] + at.head * p.out_stride[1] + first_column,
+                                              value, multiplier, lane_row < p.s, lane.quad);
+    }
+  });
 }
 
 template <class C>

@@ -26,12 +26,14 @@ MLA_FP8_DEVICE void load_vector(u32 (&to)[4], const u16* from) {
   }
 }
 
-// The q_pe of a CTA's, or a warpgroup's, row tiles of kRows.
+// The q_pe of a CTA's, or a warpgroup's, row tiles of kRows. kOutBytes as a store's: an output element's, 0: p.out_dtype says.
 template <int kRows, int kThreads, bool kAligned, int kOutBytes>
 struct Pe {
   const Product& p;
-  const Format<kOutBytes>& format;
   i32 head, slice, slices;
+  float multiplier = 1.0f;  // 1 / out_scale
+
+  MLA_FP8_DEVICE bool is_e4m3() const { return kOutBytes == 0 ? p.out_dtype == Dtype::kE4m3 : kOutBytes == 1; }
 
   // A thread's j-th chunk of the row tile, without its words.
   MLA_FP8_DEVICE PeChunk place(u32 first_row, i32 j) const {
@@ -46,22 +48,20 @@ struct Pe {
     return chunk;
   }
 
+  MLA_FP8_DEVICE const u16* source(const PeChunk& chunk) const {
+    return static_cast<const u16*>(p.q_pe) + chunk.row * p.q_pe_stride[0] + head * p.q_pe_stride[1] + chunk.column;
+  }
+
   MLA_FP8_DEVICE PeChunk load(u32 first_row, i32 j) const {
     PeChunk chunk = place(first_row, j);
     if (chunk.exists) load_vector<kAligned>(chunk.word, source(chunk));
     return chunk;
   }
 
-  MLA_FP8_DEVICE const u16* source(const PeChunk& chunk) const {
-    return static_cast<const u16*>(p.q_pe) + chunk.row * p.q_pe_stride[0] + head * p.q_pe_stride[1] + chunk.column;
-  }
-
-  // As it will be stored: 8 bytes, or 16.
-  MLA_FP8_DEVICE void encode(PeChunk& chunk) const {
-    if (kOutBytes == 2 || !format.is_one_byte) return;
-    u32(&word)[4] = chunk.word;
-    const float multiplier = format.multiplier;
-    if (format.is_fp16) {
+  // As it will be stored: 8 bytes of e4m3, or the 16 that came.
+  MLA_FP8_DEVICE void encode(u32 (&word)[4]) const {
+    if (!is_e4m3()) return;
+    if (p.x_dtype == Dtype::kFp16) {
       word[0] = e4m3x4_scaled<Fp16>(word[0], word[1], multiplier);
       word[1] = e4m3x4_scaled<Fp16>(word[2], word[3], multiplier);
     } else {
@@ -72,15 +72,15 @@ struct Pe {
 
   MLA_FP8_DEVICE void store_encoded(const PeChunk& chunk) const {
     if (!chunk.exists) return;
-    const i64 offset = chunk.row * p.out_stride[0] + head * p.out_stride[1] + p.n + chunk.column;
-    if (kOutBytes != 2 && format.is_one_byte) {
-      store_words<8, kAligned, 1>(format.out + offset, chunk.word);
-    } else if constexpr (kOutBytes != 1) {
-      store_words<16, kAligned, 2>(format.out + 2 * offset, chunk.word);
+    const i64 element = chunk.row * p.out_stride[0] + head * p.out_stride[1] + p.n + chunk.column;
+    if (is_e4m3()) {
+      store_words<8, kAligned, 1>(static_cast<u8*>(p.out) + element, chunk.word);
+    } else {
+      store_words<16, kAligned, 2>(static_cast<u8*>(p.out) + 2 * element, chunk.word);
     }
   }
   MLA_FP8_DEVICE void store(PeChunk chunk) const {
-    encode(chunk);
+    encode(chunk.word);
     store_encoded(chunk);
   }
 

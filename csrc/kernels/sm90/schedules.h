@@ -40,15 +40,16 @@ struct Taken {  // e4m3 rows with their scales
 template <int kOutBytes_>
 struct Latent {  // absorb_q: one dtype or one scale, q_pe copied beside
   static constexpr int kOutBytes = kOutBytes_;
-  static constexpr bool kPe = true, kRowScale = false;
+  static constexpr bool kPe = true, kRowScale = false, kFp16 = true;
 };
+template <int kOutBytes_>
 struct Value {  // v_up and v_up_quantized: one dtype, one scale, or a scale a row
-  static constexpr int kOutBytes = 0;
-  static constexpr bool kPe = false, kRowScale = true;
+  static constexpr int kOutBytes = kOutBytes_;
+  static constexpr bool kPe = false, kRowScale = kOutBytes != 2, kFp16 = true;
 };
 struct Plain {  // bmm
   static constexpr int kOutBytes = 2;
-  static constexpr bool kPe = false, kRowScale = false;
+  static constexpr bool kPe = false, kRowScale = false, kFp16 = false;
 };
 
 // What a schedule is unless it says otherwise.
@@ -100,18 +101,19 @@ struct FewRows : Schedule<Rows, Store, kWarpgroups_> {
 };
 
 // 64 rows for all warpgroups, each of which makes kChunks times kColumns of their columns; k is kBlocks groups. kAhead: stages of
-// shared memory through which the next rows come, 0: registers. kBurst: tiles that are read before any is written, 1: no phases.
+// shared memory through which the next rows come, 0: registers. kPhased: 1 or 0.
 template <class Rows, class Store, int kWarpgroups_, int kChunks_, int kColumns_, int kBlocks_, int kAhead_,
-          int kBurst_ = 1>
+          int kPhased_ = 0>
 struct SharedRows : Schedule<Rows, Store, kWarpgroups_> {
   using Base = Schedule<Rows, Store, kWarpgroups_>;
-  static constexpr int kChunks = kChunks_, kColumns = kColumns_, kBlocks = kBlocks_, kAhead = kAhead_, kBurst = kBurst_;
+  static constexpr int kChunks = kChunks_, kColumns = kColumns_, kBlocks = kBlocks_, kAhead = kAhead_;
   static constexpr int kTileM = kWgmmaM;
   static constexpr int kTileN = kWarpgroups_ * kChunks * kColumns;
   static constexpr int kK = kBlocks * kGroup;
   static constexpr int kStages = kTileN / kChunkN * kBlocks;
-  static constexpr bool kLeavesRoom = kBurst == 1 && kBlocks == 1;
-  static constexpr bool kPhased = kBurst > 1;
+  static constexpr int kUnderWay = kAhead == 0 ? 1 : kAhead;  // row tiles
+  static constexpr bool kLeavesRoom = !kPhased_ && kBlocks == 1;
+  static constexpr bool kPhased = kPhased_ != 0;
   static constexpr WeightOrder kOrder = lane_order(Base::kLaneColumns);
 
   static constexpr int kSlotRows = Base::kThreads / kParts;  // rows of a block that all threads bring at once
@@ -124,9 +126,9 @@ struct SharedRows : Schedule<Rows, Store, kWarpgroups_> {
       kTileN / Base::kThreads > 1 ? kTileN / Base::kThreads : 1;  // of a thread, 64 of 512 columns
   static constexpr int kPeWords = !kPhased ? 0 : Base::kOutBytes == 1 ? 2 : 4;  // of a thread
   static constexpr int kPeBytes = 4 * kPeWords * Base::kThreads;
-  static constexpr int kBuffers = kPhased ? kBurst : 2;  // row tiles that are kept, without q_pe
-  static constexpr int kTilesBytes = kBuffers * (kRowsBytes + kScaleBytes);
-  static constexpr int kBuffersWithPe = kTilesBytes / (kRowsBytes + kScaleBytes + kPeBytes);
+  static constexpr int kWithoutPe = kRowsBytes + kScaleBytes;
+  static constexpr int kTilesBytes = kPhased ? 114 * 1024 : 2 * kWithoutPe;  // in phases, what else is left
+  static constexpr int kBuffers = kTilesBytes / kWithoutPe, kBuffersWithPe = kTilesBytes / (kWithoutPe + kPeBytes);
 
   struct Shared {
     alignas(1024) u8 w[kStages][kWeightTileBytes];  // column tile major, then block; 128-byte swizzle
@@ -157,8 +159,9 @@ struct KLoop : Schedule<Rows, Store, kWarpgroups_> {
 
   // A warpgroup's 64 x 128 rows as 16-byte vectors, and their scales if they come with any. No other warp reads them.
   struct Stage {
-    alignas(16) u8 vector[Rows::kInBytes * kGroup * kWgmmaM / kWarpgroup / kVectorBytes][kWarpgroup][kVectorBytes];
-    float scale[Rows::kInBytes == 1 ? 2 : 1][Rows::kInBytes == 1 ? kWarpgroup : 1];
+    static constexpr int kThreads = kStaged ? kWarpgroup : 1;
+    alignas(16) u8 vector[Rows::kInBytes * kGroup * kWgmmaM / kWarpgroup / kVectorBytes][kThreads][kVectorBytes];
+    float scale[Rows::kInBytes == 1 ? 2 : 1][Rows::kInBytes == 1 ? kThreads : 1];
   };
   struct Shared {
     alignas(1024) u8 w[kStages][kWeightTileBytes];

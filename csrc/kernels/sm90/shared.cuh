@@ -40,7 +40,7 @@ struct RowsAhead {
   const PeOf<C>& pe;
   bool has_pe;
   const u16* from;  // the head's
-  int fetched = 0, taken = 0;  // stages
+  int stage = 0;  // of the oldest tile under way, which is taken and then fetched over
   RowPart part[C::kSlots];
 
   static MLA_FP8_DEVICE int lane() { return threadIdx.x % kParts; }
@@ -58,30 +58,35 @@ struct RowsAhead {
         if constexpr (C::kAhead == 0) {
           load_part(part[i], group, lane(), exists);
         } else {
-          copy_part(shared.ahead[fetched][i], group, lane(), exists);
+          copy_part(shared.ahead[stage][i], group, lane(), exists);
         }
       }
       if constexpr (C::kPhased) {
         if (has_pe) {
           const PeChunk chunk = pe.place(static_cast<u32>(first_row), 0);
-          if (chunk.exists) ptx::cp_async_cg_16(shared.pe_ahead[fetched][threadIdx.x], pe.source(chunk), kVectorBytes);
+          if (chunk.exists) ptx::cp_async_cg_16(shared.pe_ahead[stage][threadIdx.x], pe.source(chunk), kVectorBytes);
         }
       }
     }
     if constexpr (C::kAhead != 0) {
       ptx::cp_async_commit_group();
-      fetched = fetched + 1 == C::kAhead ? 0 : fetched + 1;
+      stage = stage + 1 == C::kAhead ? 0 : stage + 1;
     }
   }
 
-  // Waits for the oldest tile. Its rows are in `part`; those in registers are fetched over after quantize_to().
+  // The first fetches of a burst, or of all row tiles.
+  MLA_FP8_DEVICE void start(u32 first_row, u32 step, u32 end) {
+#pragma unroll
+    for (int i = 0; i < C::kUnderWay; ++i) fetch(first_row + u64{1} * i * step, end);
+  }
+
+  // Waits for the oldest tile; its rows are in `part`. Those in registers are fetched over after quantize_to().
   MLA_FP8_DEVICE void take(u32 (&pe_word)[4]) {
     if constexpr (C::kAhead != 0) {
       ptx::cp_async_wait_group<C::kAhead - 1>();
 #pragma unroll
-      for (int i = 0; i < C::kSlots; ++i) take_part(part[i], shared.ahead[taken][i]);
-      if (C::kPhased && has_pe) load_words(pe_word, shared.pe_ahead[taken][threadIdx.x]);
-      taken = taken + 1 == C::kAhead ? 0 : taken + 1;
+      for (int i = 0; i < C::kSlots; ++i) take_part(part[i], shared.ahead[stage][i]);
+      if (C::kPhased && has_pe) load_words(pe_word, shared.pe_ahead[stage][threadIdx.x]);
     }
   }
 
@@ -95,22 +100,34 @@ struct RowsAhead {
   }
 };
 
-// The row tiles that a CTA keeps in shared memory.
+// With phases: how often a CTA reads and writes, the same in every CTA, and row tiles each time.
+struct Bursts {
+  u32 count, tiles;
+};
+
+template <class C>
+MLA_FP8_DEVICE Bursts bursts_of(u32 s, const Place& at, u32 most) {
+  const u32 row_tiles = (s + C::kTileM - 1) / C::kTileM, step = static_cast<u32>(at.row_step);
+  const u32 most_tiles = (row_tiles + step - 1) / step;  // of a CTA
+  const u32 count = (most_tiles + most - 1) / most;
+  return {count, (most_tiles + count - 1) / count};
+}
+
+// The row tiles that a CTA keeps in shared memory: the rows of all, their scales, their q_pe as it will be stored.
 template <class C>
 struct Tiles {
-  u8* rows_;
-  float* scales_;
-  u8* pe_;  // this thread's
+  u8* bytes;
+  int count;
 
-  MLA_FP8_DEVICE Tiles(u8* bytes, int buffers)
-      : rows_(bytes),
-        scales_(reinterpret_cast<float*>(bytes + buffers * C::kRowsBytes)),
-        pe_(bytes + buffers * (C::kRowsBytes + C::kScaleBytes) + threadIdx.x * (C::kPeBytes / C::kThreads)) {}
-  MLA_FP8_DEVICE u8* rows(int tile) const { return rows_ + tile * C::kRowsBytes; }
-  MLA_FP8_DEVICE float* scales(int tile) const { return scales_ + tile * (C::kScaleBytes / 4); }
-
-  // A thread's chunk of a tile's q_pe, as it will be stored: 8 or 16 bytes.
-  MLA_FP8_DEVICE u32* pe(int tile) const { return reinterpret_cast<u32*>(pe_ + tile * C::kPeBytes); }
+  MLA_FP8_DEVICE u8* rows(int tile) const { return bytes + tile * C::kRowsBytes; }
+  MLA_FP8_DEVICE float* scales(int tile) const {
+    return reinterpret_cast<float*>(bytes + count * C::kRowsBytes + tile * C::kScaleBytes);
+  }
+  // A thread's chunk, 8 or 16 bytes.
+  MLA_FP8_DEVICE u32* pe(int tile) const {
+    return reinterpret_cast<u32*>(bytes + count * (C::kRowsBytes + C::kScaleBytes) + tile * C::kPeBytes) +
+           threadIdx.x * C::kPeWords;
+  }
 };
 
 template <class C>
@@ -149,8 +166,7 @@ MLA_FP8_DEVICE void share_row_scales(const Product& p, typename C::Shared& share
 template <class C>
 MLA_FP8_DEVICE void multiply_and_store(const Product& p, typename C::Shared& shared, const u8* rows,
                                        const float* scales, const float (&w_scale)[C::kBlocks], int column,
-                                       i32 first_column, u32 first_row, int buffer, i32 head,
-                                       const Format<C::kOutBytes>& format) {
+                                       i32 first_column, u32 first_row, int buffer, i32 head, float out_multiplier) {
   const LanePlace lane = lane_place();
   float product[C::kBlocks][C::kColumns / 2];
 #pragma unroll
@@ -181,15 +197,101 @@ MLA_FP8_DEVICE void multiply_and_store(const Product& p, typename C::Shared& sha
         value[i][c] = __fmaf_rn(product[k][accumulator_of(c, i)], scale[i], value[i][c]);
     }
   }
-  float multiplier[kLaneRows] = {format.multiplier, format.multiplier};
-  if (C::Store::kRowScale && p.out_row_scale != nullptr)
-    share_row_scales<C>(p, shared, value, multiplier, first_row, buffer, head, lane);
+  // The 16-bit format is looked at in each store: two copies of these would spill.
+  with_output<typename C::Store, /*kOneFormat=*/false>(p, [&](auto element) {
+    float multiplier[kLaneRows] = {out_multiplier, out_multiplier};
+    if (element.kBytes == 1 && C::Store::kRowScale && p.out_row_scale != nullptr)
+      share_row_scales<C>(p, shared, value, multiplier, first_row, buffer, head, lane);
 #pragma unroll
-  for (int i = 0; i < kLaneRows; ++i) {
-    const u32 row = first_row + lane.row + i * kLaneRowStep;
-    const i64 offset = row * p.out_stride[0] + head * p.out_stride[1] + first_column + column;
-    store_row<true, C::kLaneColumns>(format, offset, value[i], multiplier[i], row < static_cast<u32>(p.s), lane.quad);
+    for (int i = 0; i < kLaneRows; ++i) {
+      const u32 row = first_row + lane.row + i * kLaneRowStep;
+      store_row<true, C::kLaneColumns>(element, p.out,
+                                       row * p.out_stride[0] + head * p.out_stride[1] + first_column + column, value[i],
+                                       multiplier[i], row < static_cast<u32>(p.s), lane.quad);
+    }
+  });
+}
+
+// q_pe of the next row tiles in registers: without phases, two tiles ahead.
+template <class C>
+struct PeAhead {
+  const PeOf<C>& pe;
+  u32 word[2][C::kPeSlots][4];
+
+  // To ahead `i`: the row tile from first_row on, unless it begins at s or later.
+  MLA_FP8_DEVICE void fetch(int i, u64 first_row) {
+    if (first_row >= static_cast<u32>(pe.p.s)) return;
+#pragma unroll
+    for (int j = 0; j < C::kPeSlots; ++j) {
+      const PeChunk chunk = pe.place(static_cast<u32>(first_row), j);
+      if (chunk.exists) load_vector<true>(word[i][j], pe.source(chunk));
+    }
   }
+
+  MLA_FP8_DEVICE void store_and_fetch(u32 first_row, u32 step) {
+#pragma unroll
+    for (int j = 0; j < C::kPeSlots; ++j) {
+      PeChunk chunk = pe.place(first_row, j);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) chunk.word[k] = word[0][j][k], word[0][j][k] = word[1][j][k];
+      pe.store(chunk);
+    }
+    fetch(1, first_row + u64{2} * step);
+  }
+};
+
+// The weights' scales of a warpgroup's columns.
+template <class C>
+MLA_FP8_DEVICE void read_w_scales(float (&w_scale)[C::kChunks][C::kBlocks], const Product& p, i32 head, i32 column) {
+#pragma unroll
+  for (int c = 0; c < C::kChunks; ++c) {
+#pragma unroll
+    for (int k = 0; k < C::kBlocks; ++k)
+      w_scale[c][k] = p.w_scale[head * p.w_scale_stride[0] +
+                                (column + c * C::kColumns) / kChunkN * p.w_scale_stride[1] + k * p.w_scale_stride[2]];
+  }
+}
+
+// A row tile from what is ahead to its place among the kept: quantized, and in phases its q_pe as it will be stored.
+template <class C>
+MLA_FP8_DEVICE void keep_tile(RowsAhead<C>& rows, const Tiles<C>& kept, int tile, u64 next_row, u32 end) {
+  u32 pe_word[4];
+  rows.take(pe_word);
+  if (C::kAhead != 0) rows.fetch(next_row, end);
+  if (rows.p.x_dtype == Dtype::kFp16) {
+    rows.template quantize_to<Fp16>(kept.rows(tile), kept.scales(tile));
+  } else {
+    rows.template quantize_to<Bf16>(kept.rows(tile), kept.scales(tile));
+  }
+  if (C::kPhased && rows.has_pe) {
+    rows.pe.encode(pe_word);
+#pragma unroll
+    for (int i = 0; i < C::kPeWords; ++i) kept.pe(tile)[i] = pe_word[i];
+  }
+}
+
+// The kept q_pe of a row tile, and what of it nobody brought before.
+template <class C>
+MLA_FP8_DEVICE void store_kept_pe(const PeOf<C>& pe, const Tiles<C>& kept, int tile, u32 first_row) {
+  PeChunk chunk = pe.place(first_row, 0);
+#pragma unroll
+  for (int i = 0; i < C::kPeWords; ++i) chunk.word[i] = kept.pe(tile)[i];
+  pe.store_encoded(chunk);
+}
+
+// The prologue: a warp starts the copy of each weight tile of 128 x 128, if the CTA has rows.
+template <class C>
+MLA_FP8_DEVICE void begin_with_weights(const Params& params, typename C::Shared& shared, const Place& at,
+                                       bool has_rows) {
+  const int tile = C::kThreads / kWarp - 1 - static_cast<int>(threadIdx.x) / kWarp;
+  const bool is_producer = threadIdx.x % kWarp == 0 && tile < C::kStages;
+  const WeightPlace weights{tile % C::kBlocks * kGroup, at.slice * C::kTileN + tile / C::kBlocks * kChunkN, at.head};
+  begin(is_producer, [&] {
+    ptx::prefetch_tensormap(&params.w);
+    prefetch_weights<C, kChunkN>(params, weights, &shared.full[tile]);
+  });
+  if (is_producer && has_rows) load_weights<C, kChunkN>(params, weights, shared.w[tile], &shared.full[tile]);
+  __syncwarp();
 }
 
 template <class C>
@@ -198,107 +300,54 @@ MLA_FP8_DEVICE void run_shared(const Params& params, typename C::Shared& shared)
   const i32 slices = static_cast<i32>(p.n) / C::kTileN;
   const Place at = place_of(p.heads, slices);
   const i32 first_column = at.slice * C::kTileN;
-  const int own_tile = C::kThreads / kWarp - 1 - static_cast<int>(threadIdx.x) / kWarp;  // of weights, a warp each
-  const bool is_producer = threadIdx.x % kWarp == 0 && own_tile < C::kStages;
-  const WeightPlace weights{own_tile % C::kBlocks * kGroup, first_column + own_tile / C::kBlocks * kChunkN, at.head};
-  begin(is_producer, [&] {
-    ptx::prefetch_tensormap(&params.w);
-    prefetch_weights<C, kChunkN>(params, weights, &shared.full[own_tile]);
-  });
   const u32 s = static_cast<u32>(p.s);  // below 2^31, so that no sum of a row and a step wraps
   const u32 step = static_cast<u32>(at.row_step) * C::kTileM;
   u32 first_row = static_cast<u32>(at.row_tile) * C::kTileM;
+  begin_with_weights<C>(params, shared, at, C::kPhased || first_row < s);
   if (!C::kPhased && first_row >= s) return;
-  if (is_producer) load_weights<C, kChunkN>(params, weights, shared.w[own_tile], &shared.full[own_tile]);
-  __syncwarp();
 
-  const bool has_pe = C::Store::kPe && p.pe != 0;
-  const int most = C::kPhased && has_pe ? C::kBuffersWithPe : C::kBuffers;  // tiles kept
-  const u32 most_tiles =
-      ((s + C::kTileM - 1) / C::kTileM + at.row_step - 1) / static_cast<u32>(at.row_step);  // of a CTA
-  const u32 bursts = (most_tiles + most - 1) / most;  // with phases, the same in every CTA
-  const u32 burst = C::kPhased ? (most_tiles + bursts - 1) / bursts : 1;
-  Format<C::kOutBytes> format(p);
-  const PeOf<C> pe{p, format, at.head, at.slice, slices};
-  RowsAhead<C> rows{p, shared, pe, has_pe, static_cast<const u16*>(p.x) + at.head * p.x_stride[1]};
-  PeChunk ahead[C::kPeSlots];  // without phases: the next row tile's
-  const auto fetch_pe = [&](u32 tile_row) {
-#pragma unroll
-    for (int i = 0; i < C::kPeSlots; ++i) ahead[i] = pe.load(tile_row, i);
-  };
-  constexpr int kFirst = C::kAhead == 0 ? 1 : C::kAhead;  // tiles that are under way
-  const auto start = [&](u32 end) {  // the first fetches of a burst, or of all row tiles
-#pragma unroll
-    for (int i = 0; i < kFirst; ++i) rows.fetch(first_row + u64{1} * i * step, end);
-  };
+  PeOf<C> pe{p, at.head, at.slice, slices};
+  RowsAhead<C> rows{p, shared, pe, C::Store::kPe && p.pe != 0, static_cast<const u16*>(p.x) + at.head * p.x_stride[1]};
+  PeAhead<C> pe_ahead{pe};
   if (!C::kPhased) {
-    start(s);
-    if (has_pe) fetch_pe(first_row);
+    rows.start(first_row, step, s);
+    if (rows.has_pe) pe_ahead.fetch(0, first_row), pe_ahead.fetch(1, first_row + u64{1} * step);
   }
   const int column = threadIdx.x / kWarpgroup * (C::kChunks * C::kColumns);  // the warpgroup's first
   float w_scale[C::kChunks][C::kBlocks];
-#pragma unroll
-  for (int c = 0; c < C::kChunks; ++c) {
-#pragma unroll
-    for (int k = 0; k < C::kBlocks; ++k)
-      w_scale[c][k] = p.w_scale[at.head * p.w_scale_stride[0] +
-                                (first_column + column + c * C::kColumns) / kChunkN * p.w_scale_stride[1] +
-                                k * p.w_scale_stride[2]];
-  }
-  format.read_scale(p);
-  const Tiles<C> kept(shared.tiles, most);
-  phases::Barrier phase(params.phase_slot);
-  for (u32 done = 0; C::kPhased ? done < bursts : first_row < s; ++done, first_row += burst * step) {
-    const u32 burst_end = C::kPhased ? min(first_row + burst * step, s) : s;
-    const int tiles = !C::kPhased ? 1 : first_row >= s ? 0 : (burst_end - first_row + step - 1) / step;
+  read_w_scales<C>(w_scale, p, at.head, first_column + column);
+  pe.multiplier = read_multiplier<typename C::Store>(p);
+  const Tiles<C> kept{shared.tiles, C::kPhased && rows.has_pe ? C::kBuffersWithPe : C::kBuffers};
+  const Bursts bursts = C::kPhased ? bursts_of<C>(s, at, kept.count) : Bursts{0, 1};
+  phases::Barrier phase{params.phase_slot};
+  for (u32 done = 0; C::kPhased ? done < bursts.count : first_row < s; ++done, first_row += bursts.tiles * step) {
+    const u32 end = C::kPhased ? min(first_row + bursts.tiles * step, s) : s;
+    const int tiles = !C::kPhased ? 1 : first_row >= s ? 0 : (end - first_row + step - 1) / step;
     const int buffer = C::kPhased ? 0 : done & 1;
-    if (C::kPhased) start(burst_end);
+    if (C::kPhased) rows.start(first_row, step, end);
 #pragma unroll 1
-    for (int tile = 0; tile < tiles; ++tile) {
-      PeChunk chunk;
-      rows.take(chunk.word);
-      if (C::kAhead != 0) rows.fetch(first_row + u64{1} * (tile + kFirst) * step, burst_end);
-      if (format.is_fp16) {
-        rows.template quantize_to<Fp16>(kept.rows(buffer + tile), kept.scales(buffer + tile));
-      } else {
-        rows.template quantize_to<Bf16>(kept.rows(buffer + tile), kept.scales(buffer + tile));
-      }
-      if (C::kPhased && has_pe) {
-        pe.encode(chunk);
-#pragma unroll
-        for (int i = 0; i < C::kPeWords; ++i) kept.pe(tile)[i] = chunk.word[i];
-      }
-    }
+    for (int tile = 0; tile < tiles; ++tile)
+      keep_tile<C>(rows, kept, buffer + tile, first_row + u64{1} * (tile + C::kUnderWay) * step, end);
     ptx::fence_proxy_async_shared_cta();
     __syncthreads();
-    if (C::kAhead == 0) rows.fetch(first_row + u64{1} * step, burst_end);
+    if (C::kAhead == 0) rows.fetch(first_row + u64{1} * step, end);
 #pragma unroll 1
     for (int tile = 0; tile < tiles; ++tile) {
       const u32 tile_row = first_row + tile * step;
-      if (has_pe) {
-        if (C::kPhased) {
-          PeChunk chunk = pe.place(tile_row, 0);
-#pragma unroll
-          for (int i = 0; i < C::kPeWords; ++i) chunk.word[i] = kept.pe(tile)[i];
-          pe.store_encoded(chunk);
+      if (rows.has_pe) {
+        if constexpr (C::kPhased) {
+          store_kept_pe<C>(pe, kept, tile, tile_row);
         } else {
-#pragma unroll
-          for (int i = 0; i < C::kPeSlots; ++i) pe.store(ahead[i]);
-          if (tile_row + step < s) fetch_pe(tile_row + step);
+          pe_ahead.store_and_fetch(tile_row, step);
         }
         pe.copy_from(tile_row, C::kPeSlots);
       }
 #pragma unroll
-      for (int c = 0; c < C::kChunks; ++c) {
+      for (int c = 0; c < C::kChunks; ++c)
         multiply_and_store<C>(p, shared, kept.rows(buffer + tile), kept.scales(buffer + tile), w_scale[c],
-                              column + c * C::kColumns, first_column, tile_row, buffer, at.head, format);
-      }
+                              column + c * C::kColumns, first_column, tile_row, buffer, at.head, pe.multiplier);
     }
-    if (C::kPhased && done + 1 < bursts) {
-      __syncthreads();
-      if (threadIdx.x == 0) phase.arrive_and_wait();
-      __syncthreads();
-    }
+    if (C::kPhased && done + 1 < bursts.count) phase.wait_for_all();
   }
   if (C::kPhased) {  // every copy has landed before the CTA ends, also in one without rows
     for (u64& full : shared.full) wait(&full, 0);

@@ -1,4 +1,4 @@
-// Stores: what becomes of the sums. 16-bit elements, or e4m3 by one scale or by a scale a row; q_pe beside the latent.
+// Stores: what becomes of the sums. 16-bit elements, or e4m3 by one scale or by a scale a row.
 #pragma once
 
 #include "kernels/numbers.cuh"
@@ -7,31 +7,50 @@
 
 namespace mla_fp8::sm90 {
 
+// 16-bit elements of either format.
+struct Bf16OrFp16 {
+  static constexpr int kBytes = 2;
+  bool is_fp16;
+
+  template <int kCount>
+  MLA_FP8_DEVICE void pack(const float* value, u32* word) const {
+    if (is_fp16) {
+      Fp16::pack<kCount>(value, word);
+    } else {
+      Bf16::pack<kCount>(value, word);
+    }
+  }
+};
+
+// Calls use(element) with what an output element is: E4m3, Bf16 or Fp16. One branch, so that no store has one; without
+// kOneFormat 16-bit elements are Bf16OrFp16.
+template <class Store, bool kOneFormat, class Use>
+MLA_FP8_DEVICE void with_output(const Product& p, const Use& use) {
+  const bool is_fp16 = Store::kFp16 && p.x_dtype == Dtype::kFp16;
+  if (Store::kOutBytes == 1 || (Store::kOutBytes == 0 && p.out_dtype == Dtype::kE4m3)) {
+    use(E4m3{});
+  } else if constexpr (Store::kOutBytes != 1) {
+    if constexpr (!kOneFormat) {
+      use(Bf16OrFp16{is_fp16});
+    } else if (is_fp16) {
+      use(Fp16{});
+    } else {
+      use(Bf16{});
+    }
+  }
+}
+
+// 1 / out_scale, for e4m3 with one scale. A division, so not before the first loads are on their way.
+template <class Store>
+MLA_FP8_DEVICE float read_multiplier(const Product& p) {
+  return Store::kOutBytes != 2 && p.out_scale != nullptr ? __frcp_rn(*p.out_scale) : 1.0f;
+}
+
 // Four values from `value` on as e4m3 of value * multiplier.
 MLA_FP8_DEVICE u32 pack_e4m3(const float* value, float multiplier) {
   return e4m3x4(__fmul_rn(value[0], multiplier), __fmul_rn(value[1], multiplier), __fmul_rn(value[2], multiplier),
                 __fmul_rn(value[3], multiplier));
 }
-
-// What every element of a launch becomes.
-template <int kOutBytes>
-struct Format {
-  u8* out;
-  float multiplier;  // of e4m3: 1 / out_scale
-  bool is_one_byte;  // e4m3, where kOutBytes leaves it open
-  bool is_fp16;      // else bf16, also of the activations
-
-  MLA_FP8_DEVICE explicit Format(const Product& p)
-      : out(static_cast<u8*>(p.out)),
-        multiplier(1.0f),
-        is_one_byte(kOutBytes == 0 ? p.out_dtype == Dtype::kE4m3 : kOutBytes == 1),
-        is_fp16(p.x_dtype == Dtype::kFp16) {}
-
-  // A division, so not before the first loads are on their way.
-  MLA_FP8_DEVICE void read_scale(const Product& p) {
-    if (kOutBytes != 2 && p.out_scale != nullptr) multiplier = __frcp_rn(*p.out_scale);
-  }
-};
 
 // Stores kBytes (2, 4, 8 or 16) at once, first to leave L2; or element by element.
 template <int kBytes, bool kAligned, int kElementBytes>
@@ -57,39 +76,30 @@ MLA_FP8_DEVICE void store_words(u8* to, const u32* word) {
   }
 }
 
-// kCount neighbouring values to element `offset` of the output, if they exist: e4m3 after a multiplication.
-template <bool kAligned, int kCount, int kOutBytes>
-MLA_FP8_DEVICE void store_values(const Format<kOutBytes>& format, i64 offset, const float* value, float multiplier,
+// kCount neighbouring values to the output's element `at`, if they exist: e4m3 after a multiplication.
+template <bool kAligned, int kCount, class Element>
+MLA_FP8_DEVICE void store_values(Element element, void* out, i64 at, const float* value, float multiplier,
                                  bool exists) {
-  if (kOutBytes != 2 && format.is_one_byte) {
-    u32 word[(kCount + 3) / 4];
-    if constexpr (kCount == 2) {
-      word[0] = ptx::cvt_rn_satfinite_e4m3x2_f32(__fmul_rn(value[0], multiplier), __fmul_rn(value[1], multiplier));
-    } else {
+  constexpr int kBytes = kCount * Element::kBytes;
+  u32 word[(kBytes + 3) / 4];
+  if constexpr (Element::kBytes == 2) {
+    element.template pack<kCount>(value, word);
+  } else if constexpr (kCount == 2) {
+    word[0] = ptx::cvt_rn_satfinite_e4m3x2_f32(__fmul_rn(value[0], multiplier), __fmul_rn(value[1], multiplier));
+  } else {
 #pragma unroll
-      for (int i = 0; i < kCount / 4; ++i) word[i] = pack_e4m3(value + 4 * i, multiplier);
-    }
-    if (exists) store_words<kCount, kAligned, 1>(format.out + offset, word);
-  } else if constexpr (kOutBytes != 1) {
-    u32 word[kCount / 2];
-    if (format.is_fp16) {
-#pragma unroll
-      for (int i = 0; i < kCount / 2; ++i) word[i] = Fp16::pack(value[2 * i], value[2 * i + 1]);
-    } else {
-#pragma unroll
-      for (int i = 0; i < kCount / 2; ++i) word[i] = Bf16::pack(value[2 * i], value[2 * i + 1]);
-    }
-    if (exists) store_words<2 * kCount, kAligned, 2>(format.out + 2 * offset, word);
+    for (int i = 0; i < kCount / 4; ++i) word[i] = pack_e4m3(value + 4 * i, multiplier);
   }
+  if (exists) store_words<kBytes, kAligned, Element::kBytes>(static_cast<u8*>(out) + at * Element::kBytes, word);
 }
 
-// A row's values of a lane, at element `offset`: runs of kRun neighbours (weight_order.h).
-template <bool kAligned, int kRun, int kValues, int kOutBytes>
-MLA_FP8_DEVICE void store_row(const Format<kOutBytes>& format, i64 offset, const float (&value)[kValues],
-                              float multiplier, bool exists, int quad) {
+// A lane's values of a row at the output's element `at`: runs of kRun neighbours (weight_order.h).
+template <bool kAligned, int kRun, class Element, int kValues>
+MLA_FP8_DEVICE void store_row(Element element, void* out, i64 at, const float (&value)[kValues], float multiplier,
+                              bool exists, int quad) {
 #pragma unroll
   for (int i = 0; i < kValues / kRun; ++i) {
-    store_values<kAligned, kRun>(format, offset + kRun * (kQuad * i + quad), value + kRun * i, multiplier, exists);
+    store_values<kAligned, kRun>(element, out, at + kRun * (kQuad * i + quad), value + kRun * i, multiplier, exists);
   }
 }
 
