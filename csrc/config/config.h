@@ -41,11 +41,9 @@ struct Device {
   int ctas_per_sm = 32;
   double dram_gbps = 3000;
   double l2_gbps = 5500;
-  double sm_gbps = 100;  // what one SM can draw from L2
   double l2_bytes = 50e6;
   double mma_tflops = 1400;  // FP8, dense, sustained
   double launch_us = 1.3;  // an empty kernel on an H100, as measured
-  double latency_us = 0.8;  // first byte asked for until it is in shared memory, under load
 };
 
 // All that a launcher needs: symbol, threads and smem_bytes are the tile's. grid_x = 0 means: launch nothing.
@@ -53,7 +51,7 @@ struct Config {
   const Tile* tile = nullptr;
   int64_t grid_x = 0;  // CTAs; gridDim.y and gridDim.z are 1
   int64_t tiles = 0;  // row tiles x heads x column tiles; a CTA takes tiles blockIdx.x, + gridDim.x, ...
-  int64_t waves = 0;  // tiles one after another: ceil(grid_x / CTAs resident at once) * ceil(tiles / grid_x)
+  int64_t waves = 0;  // tiles that the busiest SM makes one after another; CTAs that run at once on it count as one
   int ctas_per_sm = 0;
   double modelled_bytes = 0;  // from and to DRAM
   double modelled_us = 0;

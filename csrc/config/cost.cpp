@@ -16,7 +16,6 @@ constexpr double kMixedDram =
     0.9;          // of DRAM's speed, where a launch writes more than it reads and does both at any time
 constexpr double kVainWaitUs =
     phases::kPatienceCycles / 1.75e3;  // of a phased launch whose CTAs are not all there at once
-constexpr int kLoadsInFlight = 8;           // of a thread: 32 registers of 16-byte loads
 
 constexpr int least_align_bytes(Op op) { return op == Op::kBmm ? 1 : 2; }  // what the least aligned problem has
 
@@ -112,7 +111,8 @@ Config lay_out(const Tile& tile, const Problem& p, const Device& d) {
   const int64_t most_steps = std::min(row_tiles, std::max<int64_t>(1, resident / columns));
   config.grid_x = tile.persistent ? columns * ceil_div(row_tiles, ceil_div(row_tiles, most_steps))
                                   : std::min(config.tiles, kMaxGridX);
-  config.waves = ceil_div(config.grid_x, resident) * ceil_div(config.tiles, config.grid_x);
+  config.waves =
+      ceil_div(ceil_div(config.grid_x, d.num_sms), config.ctas_per_sm) * ceil_div(config.tiles, config.grid_x);
   return config;
 }
 
@@ -124,7 +124,6 @@ bool keeps_weights(const Tile& tile, const Problem& p) {
 Cost add_cost(Config& config, const Problem& p, const Device& d) {
   const Tile& tile = *config.tile;
   const Operands bytes = operands(p);
-  const double tiles = static_cast<double>(config.tiles);
   const double tiles_per_cta = static_cast<double>(ceil_div(config.tiles, config.grid_x));
   const double cta_weights = bytes.weights / (static_cast<double>(p.heads) * column_tiles(tile, p));  // of one column
   const double weight_reads = keeps_weights(tile, p) ? 1 : tiles_per_cta;
@@ -133,35 +132,27 @@ Cost add_cost(Config& config, const Problem& p, const Device& d) {
   const double dram_weight_reads = std::min(read_at_once, bytes.weights) > d.l2_bytes ? weight_reads : 1;
   config.modelled_bytes = bytes.activations + bytes.weights * dram_weight_reads + bytes.output;
 
-  const double activations_read = bytes.activations * column_tiles(tile, p);
-  const double l2_bytes = activations_read + cta_weights * weight_reads * config.grid_x + bytes.output;
+  const double l2_bytes =
+      bytes.activations * column_tiles(tile, p) + cta_weights * weight_reads * config.grid_x + bytes.output;
 
   const double sm_ctas = static_cast<double>(ceil_div(config.grid_x, d.num_sms));
-  const double at_once = std::min<double>(sm_ctas, config.ctas_per_sm);
-  const auto draw_us = [&](double sm_bytes, double cta_bytes_in_flight) {
-    const double latency_bound = at_once * cta_bytes_in_flight / d.latency_us;
-    return sm_bytes == 0 ? 0 : sm_bytes / std::min(d.sm_gbps * kBytesPerUsPerGbps, latency_bound);
-  };
-  const double loads = static_cast<double>(tile.threads) * kLoadsInFlight * std::min(tile.align_bytes, kVectorBytes);
-  const double sm_us =
-      draw_us(sm_ctas * cta_weights * weight_reads, std::min<double>(tile.smem_bytes, cta_weights)) +
-      draw_us(sm_ctas * tiles_per_cta * activations_read / tiles, std::min(loads, activations_read / tiles)) +
-      sm_ctas * tiles_per_cta * bytes.output / tiles / (d.sm_gbps * kBytesPerUsPerGbps);
-
+  const double blocks = tile.k == 0 ? static_cast<double>(p.k) / kScaleGroup : 1;  // whose times the constants are
   const double tile_flops = p.op == Op::kQuantizeQNope ? 0 : 2.0 * tile.m * tile.n * p.k;
-  const double mma_us = sm_ctas * tiles_per_cta * tile_flops * d.num_sms / (d.mma_tflops * kFlopsPerUsPerTflops);
+
   const bool is_mixed = !tile.phased && bytes.output > bytes.activations;
   const double dram_bytes = is_mixed ? config.modelled_bytes + (bytes.activations + bytes.output) * (1 / kMixedDram - 1)
                                      : config.modelled_bytes;
-  const double dram_us = dram_bytes / (d.dram_gbps * kBytesPerUsPerGbps);
-  const double l2_us = l2_bytes / (d.l2_gbps * kBytesPerUsPerGbps);
-  const double overlapped_us = std::sqrt(dram_us * dram_us + l2_us * l2_us + sm_us * sm_us + mma_us * mma_us);
-  const double serial_us = (sm_ctas * tiles_per_cta - 1) * tile.serial_us;
+  Cost cost;
+  cost.dram_us = dram_bytes / (d.dram_gbps * kBytesPerUsPerGbps);
+  cost.l2_us = l2_bytes / (d.l2_gbps * kBytesPerUsPerGbps);
+  cost.sm_us = (tile.first_us + static_cast<double>(config.waves - 1) * tile.next_us) * blocks;
+  cost.mma_us = sm_ctas * tiles_per_cta * tile_flops * d.num_sms / (d.mma_tflops * kFlopsPerUsPerTflops);
+  const double overlapped_us = std::sqrt(cost.dram_us * cost.dram_us + cost.l2_us * cost.l2_us +
+                                         cost.sm_us * cost.sm_us + cost.mma_us * cost.mma_us);
   const bool waits_in_vain = tile.phased && config.grid_x > static_cast<int64_t>(d.num_sms) * config.ctas_per_sm;
   // start_us was measured on one device; another may start a launch in less.
-  const double start_us = std::max(0.0, d.launch_us + d.latency_us + tile.start_us);
-  config.modelled_us = start_us + (waits_in_vain ? kVainWaitUs : 0) + std::max(overlapped_us, serial_us);
-  return {dram_us, l2_us, std::max(sm_us, serial_us), mma_us};  // the largest is what bounds the tile
+  config.modelled_us = std::max(0.0, d.launch_us + tile.start_us) + (waits_in_vain ? kVainWaitUs : 0) + overlapped_us;
+  return cost;
 }
 
 }  // namespace

@@ -9,13 +9,14 @@
 //   dram = activations, weights and output once; weights again where CTAs read them again and L2 cannot hold them. Slower by kMixedDram for what is
 //          read and written at the same time, where more is written than read: not for a tile that does both in phases
 //   l2   = every byte into or out of an SM: activations once a column tile, weights once a CTA or once a tile
-//   sm   = the bytes of the busiest SM, which has ceil(grid / SMs) CTAs of ceil(tiles / grid) tiles: a partial last wave
-//          costs a whole tile. An SM draws sm_gbps, or less where too few bytes are in flight (Little's law)
+//   sm   = the busiest SM's own time: a tile's first_us, and its next_us for every further one in turn. Measured, for tiles
+//          that take any k a block of 128
 //   mma  = the busiest SM's multiply-adds, rows and columns outside the problem included
-//   us   = launch + latency + sqrt(dram^2 + l2^2 + sm^2 + mma^2): the four overlap, but not wholly; or, if that is more,
-//          launch + latency + the busiest SM's further tiles one after the other (a tile's serial_us, where measured).
-//          A tile's start_us, where measured, is added to launch + latency (never below 0), and to a phased launch that is too
-//          large to run at once its vain wait
+//   us   = launch + the tile's start_us (never below 0) + sqrt(dram^2 + l2^2 + sm^2 + mma^2): the four overlap, but not
+//          wholly; and, of a phased launch that is too large to run at once, its vain wait
+//
+// start_us, first_us and next_us are fitted to the record of the published list (benchmarks/tiles.py), to 0.1 us: what two
+// runs of it agree on.
 #pragma once
 
 #include <string>

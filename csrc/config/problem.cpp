@@ -71,11 +71,9 @@ void check_device(Rules& rules, const Device& d) {
   rules.range("ctas_per_sm", d.ctas_per_sm, 1, kMaxLimit);
   rules.speed("dram_gbps", d.dram_gbps);
   rules.speed("l2_gbps", d.l2_gbps);
-  rules.speed("sm_gbps", d.sm_gbps);
   rules.speed("l2_bytes", d.l2_bytes);
   rules.speed("mma_tflops", d.mma_tflops);
   rules.speed("launch_us", d.launch_us);
-  rules.speed("latency_us", d.latency_us);
 }
 
 }  // namespace

@@ -34,13 +34,14 @@ struct Tile {
   bool persistent;
   bool leaves_room;  // the next launch's CTAs fit beside its own: one CTA an SM is enough, and better than more
   bool phased;  // reads and writes in turn (kernels/phases.cuh)
-  float start_us;  // what a launch takes longer, or less long, than the model of cost.h says, as measured
-  // An SM's time for each further tile where that bounds it, on the scale of the model (cost.h), as measured.
-  float serial_us;
+  // The cost model's times, fitted to what was measured (cost.h).
+  double start_us;  // of a launch, beyond an empty one
+  double first_us;  // of an SM's first tile
+  double next_us;  // of every further one
 };
 
 template <class Schedule>
-constexpr Tile tile_of(const char* symbol, Op op, int ctas_per_sm, float start_us, float serial_us) {
+constexpr Tile tile_of(const char* symbol, Op op, int ctas_per_sm, double start_us, double first_us, double next_us) {
   return {symbol,
           op,
           Schedule::kTileM,
@@ -57,13 +58,14 @@ constexpr Tile tile_of(const char* symbol, Op op, int ctas_per_sm, float start_u
           Schedule::kLeavesRoom,
           Schedule::kPhased,
           start_us,
-          serial_us};
+          first_us,
+          next_us};
 }
 
 namespace sm90 {
 inline constexpr Tile kTiles[] = {
-#define MLA_FP8_TILE(symbol, op, schedule, ctas_per_sm, start_us, serial_us) \
-  tile_of<MLA_FP8_SCHEDULE(schedule)>(#symbol, Op::op, ctas_per_sm, start_us, serial_us),
+#define MLA_FP8_TILE(symbol, op, schedule, ctas_per_sm, ...) \
+  tile_of<MLA_FP8_SCHEDULE(schedule)>(#symbol, Op::op, ctas_per_sm, __VA_ARGS__),
     MLA_FP8_TILES(MLA_FP8_TILE)
 #undef MLA_FP8_TILE
 };

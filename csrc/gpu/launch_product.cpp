@@ -35,7 +35,7 @@ using namespace sm90;  // the names in tiles.h
 
 // Of each tile's weights in shared memory (kernels/sm90/weight_order.h).
 constexpr sm90::WeightOrder kOrders[] = {
-#define MLA_FP8_ORDER(symbol, op, schedule, ctas_per_sm, start_us, serial_us) MLA_FP8_SCHEDULE(schedule)::kOrder,
+#define MLA_FP8_ORDER(symbol, op, schedule, ...) MLA_FP8_SCHEDULE(schedule)::kOrder,
     MLA_FP8_TILES(MLA_FP8_ORDER)
 #undef MLA_FP8_ORDER
 };

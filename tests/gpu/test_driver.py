@@ -163,7 +163,7 @@ def test_driver_tells_what_select_config_asks_of_a_device(warm_up):
     device = Device(**{name: type(getattr(Device(), name))(value) for name, value in told.items()})
     assert {device.num_sms, device.smem_bytes_per_cta, device.registers_per_sm, device.l2_bytes} == {1000}
     assert device.dram_gbps == 0.9 * 2 * 1000 * (1000 / 8) / 1e6  # 1000 kHz, 1000 bits
-    assert set(Device._fields) - set(told) == {"l2_gbps", "sm_gbps", "mma_tflops", "launch_us", "latency_us"}
+    assert set(Device._fields) - set(told) == {"l2_gbps", "mma_tflops", "launch_us"}
     assert not arguments_of(calls, "cuDevicePrimaryCtxRetain"), "a question makes no context"
 
 

@@ -61,6 +61,6 @@ struct Steps<quantize_q_nope::Rows<kAlignBytes>> {
 #ifndef MLA_FP8_KERNEL_kQuantizeQNope
 #define MLA_FP8_KERNEL_kQuantizeQNope(...)
 #endif
-#define MLA_FP8_KERNEL_OF_OP(symbol, op, schedule, ctas_per_sm, start_us, serial_us) \
+#define MLA_FP8_KERNEL_OF_OP(symbol, op, schedule, ctas_per_sm, ...) \
   MLA_FP8_KERNEL_##op(symbol, schedule, ctas_per_sm)
 MLA_FP8_TILES(MLA_FP8_KERNEL_OF_OP)

@@ -2,7 +2,7 @@
 // bounds (kernels.cuh) and its row of the table that select_config chooses from (config/tile.h). What follows from a
 // schedule's arguments stands in schedules.h; no tile constant stands anywhere else.
 //
-// X(symbol, op, (schedule), CTAs an SM, start µs, an SM's serial µs a tile)
+// X(symbol, op, (schedule), CTAs an SM, and the model's µs: start of a launch, an SM's first tile, its next ones)
 //   FewRows<rows, store, tokens, warpgroups, tiles of 64 columns a warpgroup, blocks of k>
 //   SharedRows<rows, store, warpgroups, chunks a warpgroup, columns a chunk, blocks of k, ahead, in phases>
 //   KLoop<rows, store, warpgroups, stages, alignment, the only k>
@@ -25,29 +25,29 @@ struct InParentheses<void(T)> {
 }  // namespace mla_fp8::sm90
 
 // clang-format off
-#define MLA_FP8_TILES(X)                                                                                                          \
-  X(absorb_q_few16,                kAbsorbQ,       (FewRows<Quantize, Latent<2>, 16, 1, 2, 1>),                 8, -0.05f, 0.5f)  \
-  X(absorb_q_few16_e4m3,           kAbsorbQ,       (FewRows<Quantize, Latent<1>, 16, 1, 2, 1>),                 8, -0.15f, 0.5f)  \
-  X(absorb_q_few32,                kAbsorbQ,       (FewRows<Quantize, Latent<0>, 32, 2, 4, 1>),                 2, 0, 3.2f)       \
-  X(absorb_q_shared128,            kAbsorbQ,       (SharedRows<Quantize, Latent<2>, 1, 1, 128, 1, 0>),          3, 0.05f, 0)      \
-  X(absorb_q_shared128_e4m3,       kAbsorbQ,       (SharedRows<Quantize, Latent<1>, 1, 1, 128, 1, 0>),          3, -0.15f, 0)     \
-  X(absorb_q_shared512,            kAbsorbQ,       (SharedRows<Quantize, Latent<2>, 2, 2, 128, 1, 2>),          2, -0.1f, 0)      \
-  X(absorb_q_shared512_e4m3,       kAbsorbQ,       (SharedRows<Quantize, Latent<1>, 2, 2, 128, 1, 2>),          2, 0.11f, 0)      \
-  X(absorb_q_phased,               kAbsorbQ,       (SharedRows<Quantize, Latent<2>, 4, 1, 128, 1, 2, 1>),       1, 1.2f, 0)       \
-  X(absorb_q_phased_e4m3,          kAbsorbQ,       (SharedRows<Quantize, Latent<1>, 4, 1, 128, 1, 2, 1>),       1, 0.4f, 0)       \
-  X(absorb_q_kloop,                kAbsorbQ,       (KLoop<Quantize, Latent<0>, 1, 4, 16>),                      1, 0, 0)          \
-  X(absorb_q_kloop_unaligned,      kAbsorbQ,       (KLoop<Quantize, Latent<0>, 1, 4, 2>),                       2, 0, 0)          \
-  X(v_up_few8,                     kVUp,           (FewRows<Quantize, Value<2>, 8, 2, 1, 4>),                   3, -0.25f, 1.5f)  \
-  X(v_up_few8_e4m3,                kVUp,           (FewRows<Quantize, Value<1>, 8, 2, 1, 4>),                   3, -0.3f, 1.5f)   \
-  X(v_up_few16,                    kVUp,           (FewRows<Quantize, Value<0>, 16, 2, 1, 4>),                  2, -0.1f, 1.8f)   \
-  X(v_up_few32,                    kVUp,           (FewRows<Quantize, Value<0>, 32, 2, 1, 4>),                  2, 0, 2.7f)       \
-  X(v_up_shared64,                 kVUp,           (SharedRows<Quantize, Value<0>, 4, 1, 32, 4, 0>),            1, 0.05f, 4.55f)  \
-  X(v_up_kloop,                    kVUp,           (KLoop<Quantize, Value<0>, 2, 4, 16>),                       1, 0, 0)          \
-  X(v_up_kloop_unaligned,          kVUp,           (KLoop<Quantize, Value<0>, 1, 4, 2>),                        2, 0, 0)          \
-  X(bmm_k128,                      kBmm,           (KLoop<Taken, Plain, 1, 1, 16, 128>),                        4, 0, 0)          \
-  X(bmm_kloop64,                   kBmm,           (KLoop<Taken, Plain, 1, 4, 16>),                             2, 0, 1.11f)      \
-  X(bmm_kloop128,                  kBmm,           (KLoop<Taken, Plain, 2, 4, 16>),                             1, 0, 0)          \
-  X(bmm_kloop_unaligned,           kBmm,           (KLoop<Taken, Plain, 1, 4, 1>),                              2, 0, 0)          \
-  X(quantize_q_nope_m32,           kQuantizeQNope, (quantize_q_nope::Rows<16>),                                 8, 0, 0)          \
-  X(quantize_q_nope_m32_unaligned, kQuantizeQNope, (quantize_q_nope::Rows<2>),                                  8, 0, 0)
+#define MLA_FP8_TILES(X)                                                                                                       \
+  X(absorb_q_few16,                kAbsorbQ,       (FewRows<Quantize, Latent<2>, 16, 1, 2, 1>),        8, -0.1, 0.8, 1.4)   \
+  X(absorb_q_few16_e4m3,           kAbsorbQ,       (FewRows<Quantize, Latent<1>, 16, 1, 2, 1>),        8, -0.2, 1.1, 0.8)   \
+  X(absorb_q_few32,                kAbsorbQ,       (FewRows<Quantize, Latent<0>, 32, 2, 4, 1>),        2, -0.3, 1.8, 2.8)   \
+  X(absorb_q_shared128,            kAbsorbQ,       (SharedRows<Quantize, Latent<2>, 1, 1, 128, 1, 0>), 3, 0.1, 0.8, 1.0)    \
+  X(absorb_q_shared128_e4m3,       kAbsorbQ,       (SharedRows<Quantize, Latent<1>, 1, 1, 128, 1, 0>), 3, 0.2, 0.9, 1.1)    \
+  X(absorb_q_shared512,            kAbsorbQ,       (SharedRows<Quantize, Latent<2>, 2, 2, 128, 1, 2>), 2, -0.3, 2.0, 1.8)   \
+  X(absorb_q_shared512_e4m3,       kAbsorbQ,       (SharedRows<Quantize, Latent<1>, 2, 2, 128, 1, 2>), 2, -0.6, 2.5, 3.2)   \
+  X(absorb_q_phased,               kAbsorbQ,       (SharedRows<Quantize, Latent<2>, 4, 1, 128, 1, 2, 1>),1, 0.9, 1.3, 0.7)  \
+  X(absorb_q_phased_e4m3,          kAbsorbQ,       (SharedRows<Quantize, Latent<1>, 4, 1, 128, 1, 2, 1>),1, 0.9, 1.3, 0.7)  \
+  X(absorb_q_kloop,                kAbsorbQ,       (KLoop<Quantize, Latent<0>, 1, 4, 16>),             1, 0.9, 0.0, 0.9)    \
+  X(absorb_q_kloop_unaligned,      kAbsorbQ,       (KLoop<Quantize, Latent<0>, 1, 4, 2>),              2, 0.0, 0, 0)        \
+  X(v_up_few8,                     kVUp,           (FewRows<Quantize, Value<2>, 8, 2, 1, 4>),          3, 0.6, 0.1, 2.1)    \
+  X(v_up_few8_e4m3,                kVUp,           (FewRows<Quantize, Value<1>, 8, 2, 1, 4>),          3, 0.5, 0.5, 2.5)    \
+  X(v_up_few16,                    kVUp,           (FewRows<Quantize, Value<0>, 16, 2, 1, 4>),         2, 0.5, 0.9, 2.4)    \
+  X(v_up_few32,                    kVUp,           (FewRows<Quantize, Value<0>, 32, 2, 1, 4>),         2, 0.3, 1.8, 3.3)    \
+  X(v_up_shared64,                 kVUp,           (SharedRows<Quantize, Value<0>, 4, 1, 32, 4, 0>),   1, 0.1, 3.6, 1.5)    \
+  X(v_up_kloop,                    kVUp,           (KLoop<Quantize, Value<0>, 2, 4, 16>),              1, 3.1, 0.0, 0.7)    \
+  X(v_up_kloop_unaligned,          kVUp,           (KLoop<Quantize, Value<0>, 1, 4, 2>),               2, 0.0, 0, 0)        \
+  X(bmm_k128,                      kBmm,           (KLoop<Taken, Plain, 1, 1, 16, 128>),               4, 0.4, 0.0, 0.0)    \
+  X(bmm_kloop64,                   kBmm,           (KLoop<Taken, Plain, 1, 4, 16>),                    2, 0.5, 0.4, 0.2)    \
+  X(bmm_kloop128,                  kBmm,           (KLoop<Taken, Plain, 2, 4, 16>),                    1, 0.6, 0.5, 0.2)    \
+  X(bmm_kloop_unaligned,           kBmm,           (KLoop<Taken, Plain, 1, 4, 1>),                     2, 0.0, 0, 0)        \
+  X(quantize_q_nope_m32,           kQuantizeQNope, (quantize_q_nope::Rows<16>),                        8, 0.0, 0, 0)        \
+  X(quantize_q_nope_m32_unaligned, kQuantizeQNope, (quantize_q_nope::Rows<2>),                         8, 0.0, 0, 0)
 // clang-format on
