@@ -79,7 +79,7 @@ def test_convert_into_a_file_says_so(capsys, tmp_path, checkpoint):
 
 def test_narrow_terminal_cuts_nothing_short(capsys, monkeypatch, tmp_path, checkpoint):
     monkeypatch.setenv("COLUMNS", "30")
-    shown = {"* n512            115,712 ": EXPLAIN, "  quantize_q_nope  cpu  C++  ": ["info"]}
+    shown = {"* shared512       115,712 ": EXPLAIN, "  quantize_q_nope  cpu  C++  ": ["info"]}
     shown["layer_000.safetensors  "] = ["convert", checkpoint, str(tmp_path / "out")]
     for text, command in shown.items():
         assert main(command) == 0
@@ -107,7 +107,7 @@ def test_no_color_is_heeded_on_a_terminal():
     with subprocess.Popen([sys.executable, "-m", "mla_fp8", *EXPLAIN], stdout=inside, env=environment) as process:
         os.close(inside)
         printed = b""
-        while b"kloop_e4m3_unaligned" not in printed:
+        while b"phased_e4m3" not in printed:
             printed += os.read(terminal, 65536)
         process.kill()
     os.close(terminal)
