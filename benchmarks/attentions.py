@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mla_fp8.attention import attend_latents
-from mla_fp8.attention_backends import LATENT, PLANNERS, ROPE, WIDTH, Call
+from mla_fp8.attention.backends import LATENT, PLANNERS, ROPE, WIDTH, Call
 
 HEAD_DIM = 128
 SCALE = (HEAD_DIM + ROPE) ** -0.5

@@ -15,7 +15,7 @@ from sides import SIDES, rotation
 from torch import Tensor
 
 from mla_fp8 import reference
-from mla_fp8.attention_backends import LATENT, WIDTH, NotInstalled
+from mla_fp8.attention.backends import LATENT, WIDTH, NotInstalled
 
 FRONT, BACK = SIDES["front576"], SIDES["back"]
 # Softmax weights rounded to bf16, parts of a split context too, and the result: 1.7e-3 each, and a margin.

@@ -30,7 +30,7 @@ from report import environment, microseconds, origin, write_json
 from rich.console import Console
 from rich.table import Table
 
-from mla_fp8.attention_backends import PACKAGES, PAGE
+from mla_fp8.attention.backends import PACKAGES, PAGE
 
 QUICK_REPLAYS = 10
 

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from mla_fp8 import AbsorbedWeights, absorb_q, v_up
 from mla_fp8.attention import attend_latents
-from mla_fp8.attention_backends import LATENT, ROPE, WIDTH
+from mla_fp8.attention.backends import LATENT, ROPE, WIDTH
 
 Q_RANK = 1536  # DeepSeek-V3's q_lora_rank
 NOPE = V_DIM = HEAD_DIM

@@ -29,11 +29,11 @@ from torch import Tensor
 from transformers import DeepseekV3Config, DynamicCache
 from transformers.models.deepseek_v3 import modeling_deepseek_v3 as deepseek
 
-from mla_fp8 import AbsorbedWeights, absorb_q, attention_backends, v_up
-from mla_fp8.attention import attend_latents
-from mla_fp8.checkpoint import INDEX_FILE, tensor_files
-from mla_fp8.kv_b_proj import decode_scale
+from mla_fp8 import AbsorbedWeights, absorb_q, v_up
+from mla_fp8.attention import attend_latents, backends
 from mla_fp8.reference import FP8_MAX, GROUP
+from mla_fp8.weights.checkpoint import INDEX_FILE, tensor_files
+from mla_fp8.weights.kv_b_proj import decode_scale
 
 FP8_NOISE = 2.6e-2  # what rounding normal data to e4m3, 3 fraction bits, adds to it in the mean square
 ERROR_MARGIN = math.sqrt(2)  # over the estimate in `error_bound`
@@ -137,7 +137,7 @@ def decode(directory: Path, layer_idx: int, batch: int, steps: int, device: torc
     layer = copy.deepcopy(exact).to(device, torch.bfloat16)
     del layer.kv_b_proj  # AbsorbedWeights stand for it
     exact, exact_cache, rotary = exact.to(device), DynamicCache(), deepseek.DeepseekV3RotaryEmbedding(config).to(device)
-    room = math.ceil(steps / attention_backends.PAGE) * attention_backends.PAGE  # tokens, so that FlashMLA can read it
+    room = math.ceil(steps / backends.PAGE) * backends.PAGE  # tokens, so that FlashMLA can read it
     cache = torch.zeros(batch, room, config.kv_lora_rank + config.qk_rope_head_dim, dtype=torch.bfloat16, device=device)
 
     console = Console()

@@ -14,11 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor
 
-from mla_fp8.checkpoint import KV_B_PROJ, layers, read_kv_b_proj
 from mla_fp8.cli import EXIT_FAILED, EXIT_OK, Commands, integer_ranges, ranges_text, table_console
-from mla_fp8.explanation import size
+from mla_fp8.explain.explanation import size
 from mla_fp8.weights import AbsorbedWeights
-from mla_fp8.weights_file import write_weights
+from mla_fp8.weights.checkpoint import KV_B_PROJ, layers, read_kv_b_proj
+from mla_fp8.weights.file import write_weights
 
 SPARE_BYTES = 1 << 20  # of the disk, beside what the files need
 DESCRIPTION = """\

@@ -5,7 +5,8 @@ import json
 import sys
 
 from mla_fp8.cli import EXIT_FAILED, EXIT_OK, Commands, integer_of, table_console
-from mla_fp8.config import DEFAULT_EXTENTS, DEFAULT_M_ALIGNMENT, OUT_BYTES, Device, explain
+from mla_fp8.config import Device, explain
+from mla_fp8.explain.problem import DEFAULT_EXTENTS, DEFAULT_M_ALIGNMENT, OUT_BYTES
 
 EXTENTS = integer_of(-(2**63), 2**63 - 1)  # the kernels' own bounds come with their reasons
 

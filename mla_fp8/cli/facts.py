@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from mla_fp8 import _native, jit
-from mla_fp8.config import DEFAULT_EXTENTS, tiles
+from mla_fp8.config import tiles
+from mla_fp8.explain.problem import DEFAULT_EXTENTS
 
 CAPABILITY = (9, 0)
 PACKAGES = (

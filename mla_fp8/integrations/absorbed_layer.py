@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mla_fp8.kv_b_proj import E4M3
 from mla_fp8.ops import absorb_q, v_up
 from mla_fp8.weights import AbsorbedWeights
+from mla_fp8.weights.kv_b_proj import E4M3
 
 ACTIVATIONS = (torch.bfloat16, torch.float16)  # what the ops take
 DIMS = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from mla_fp8.integrations.absorbed_layer import ACTIVATIONS
-from mla_fp8.kv_b_proj import E4M3, MAX_HEAD_DIM, MIN_AMAX_FLOOR
 from mla_fp8.ops import quantize_q_nope
 from mla_fp8.reference import GROUP
+from mla_fp8.weights.kv_b_proj import E4M3, MAX_HEAD_DIM, MIN_AMAX_FLOOR
 
 __all__ = ["register"]
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from mla_fp8.attention import attend_latents
 from mla_fp8.errors import require, require_int
 from mla_fp8.integrations.absorbed_layer import ACTIVATIONS, ExactLayer, Fp8Layer, warn_once
-from mla_fp8.kv_b_proj import E4M3, UNQUANTIZED, require_head_dim
+from mla_fp8.weights.kv_b_proj import E4M3, UNQUANTIZED, require_head_dim
 
 try:
     import transformers

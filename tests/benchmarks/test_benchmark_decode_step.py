@@ -20,7 +20,7 @@ from attentions import Shape  # noqa: E402
 from fake_attention import FakeFlashInfer, FakeFlashMLA  # noqa: E402
 from rich.console import Console  # noqa: E402
 
-from mla_fp8 import attention_backends  # noqa: E402
+from mla_fp8.attention import backends  # noqa: E402
 
 H100_L2_BYTES = 50 << 20
 HERE = {"gpu": "none", "driver": "0", "torch": "2", "commit": "abc", "date": "2026-01-01"}
@@ -64,7 +64,7 @@ def test_check_says_what_is_not_installed_and_what_fails(monkeypatch):
 
 @pytest.mark.parametrize("name, fake", [("flash_mla", FakeFlashMLA), ("flashinfer", FakeFlashInfer)])
 def test_libraries_get_what_they_document(monkeypatch, name, fake):
-    monkeypatch.setattr(attention_backends, "load", fake)
+    monkeypatch.setattr(backends, "load", fake)
     row = checked([name]).rows[name]
     assert row.status == "ok" and row.relative_error < decode_case.ATTENTION_TOLERANCE, row
 

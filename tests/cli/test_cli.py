@@ -1,6 +1,7 @@
 """`python -m mla_fp8`: the program itself, and `explain` and what it prints."""
 
 import doctest
+import importlib
 import json
 import os
 import subprocess
@@ -8,7 +9,6 @@ import sys
 
 import pytest
 
-from mla_fp8 import config
 from mla_fp8.__main__ import main
 from mla_fp8.config import Device, explain
 
@@ -138,8 +138,9 @@ def test_explain_function_is_text_and_values():
     assert json.loads(json.dumps(explanation.to_dict())) == explanation.to_dict()
 
 
-def test_docstring_example_runs():
-    ran = doctest.testmod(config)
+@pytest.mark.parametrize("module", ["explain", "forced_tile", "problem"])
+def test_docstring_example_runs(module):
+    ran = doctest.testmod(importlib.import_module(f"mla_fp8.explain.{module}"))
     assert ran.attempted > 0
     assert ran.failed == 0
 

@@ -12,10 +12,11 @@ from helpers import assert_same_bits
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from mla_fp8 import AbsorbedWeights, weights_file
+from mla_fp8 import AbsorbedWeights
 from mla_fp8.__main__ import main
-from mla_fp8.checkpoint import layers
 from mla_fp8.cli import convert, integer_ranges, ranges_text
+from mla_fp8.weights.checkpoint import layers
+from mla_fp8.weights.file import write_weights
 
 LAYERS = (0, 1, 2, 11)
 HEADS = 4
@@ -168,7 +169,7 @@ def change_scale(tensors):
 )
 def test_convert_verification_finds_damage(run, monkeypatch, damage, text):
     def write_damaged(path, tensors, origin):
-        weights_file.write_weights(path, tensors, origin)
+        write_weights(path, tensors, origin)
         written = load_file(path)
         damage(written)
         save_file(written, path)
@@ -203,7 +204,7 @@ def test_write_that_fails_leaves_what_was_there(monkeypatch, tmp_path):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="no space left"):
-        weights_file.write_weights(path, weights.state_dict())
+        write_weights(path, weights.state_dict())
     assert path.read_bytes() == b"before" and os.listdir(tmp_path) == ["one.safetensors"]
 
 
@@ -217,7 +218,7 @@ def test_load_rejects_files_of_something_else(tmp_path):
     with pytest.raises(ValueError, match="path must hold w_uk, w_uk_scale, w_uv, w_uv_scale, got w in"):
         AbsorbedWeights.load(tmp_path / "other")
     with pytest.raises(ValueError, match="write_weights: tensors must be named"):
-        weights_file.write_weights(tmp_path / "other", {"w": torch.zeros(1)})
+        write_weights(tmp_path / "other", {"w": torch.zeros(1)})
 
 
 def test_layers_of_a_checkpoint(checkpoint):

@@ -11,7 +11,8 @@ import mla_fp8
 from mla_fp8 import _native, jit
 from mla_fp8.__main__ import main
 from mla_fp8.cli import facts, info
-from mla_fp8.config import DEFAULT_EXTENTS, tiles
+from mla_fp8.config import tiles
+from mla_fp8.explain.problem import DEFAULT_EXTENTS
 
 CUDA = {"device": "cuda:0", "name": "a GPU", "capability": "9.0", "sms": 132, "memory_bytes": 80 << 30}
 IMAGES = [{"op": "bmm", "kernels": 4, "of": 4, "bytes": 100}]

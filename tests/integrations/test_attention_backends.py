@@ -8,8 +8,7 @@ from fake_attention import FakeFlashInfer, FakeFlashMLA
 from helpers import ROUNDING_FROBENIUS, assert_frobenius, randn
 from test_attention import SCALE, exact, inputs
 
-from mla_fp8 import attention, attention_backends
-from mla_fp8.attention import attend_latents
+from mla_fp8.attention import attend, attend_latents, backends
 
 FAKES = {"flash_mla": FakeFlashMLA, "flashinfer": FakeFlashInfer}
 # The libraries round softmax weights, the results of parts of a context, and the result, to bf16.
@@ -25,15 +24,15 @@ def installed(monkeypatch):
 
         def load(name):
             if name not in fakes:
-                raise attention_backends.NotInstalled(f"no {name}; it comes with {attention_backends.PACKAGES[name]}")
+                raise backends.NotInstalled(f"no {name}; it comes with {backends.PACKAGES[name]}")
             return fakes[name]
 
-        monkeypatch.setattr(attention_backends, "load", load)
+        monkeypatch.setattr(backends, "load", load)
         return fakes
 
-    monkeypatch.setattr(attention_backends, "on_hopper", lambda tensor: True)
-    monkeypatch.setattr(attention, "_failed", set())
-    caches = attention_backends.planned, attention_backends.problem
+    monkeypatch.setattr(backends, "on_hopper", lambda tensor: True)
+    monkeypatch.setattr(attend, "_failed", set())
+    caches = backends.planned, backends.problem
     for cache in caches:
         cache.cache_clear()
     yield install
@@ -145,7 +144,7 @@ def test_attend_latents_goes_on_without_a_library_that_fails(rng, installed, mon
     def broken(device):
         raise RuntimeError("no compiler here")
 
-    monkeypatch.setitem(attention_backends.PLANNERS, "flashinfer", broken)
+    monkeypatch.setitem(backends.PLANNERS, "flashinfer", broken)
     q, kv_latent, k_pe = inputs(rng, torch.bfloat16)
     want = attend_latents(q, kv_latent, k_pe, scale=SCALE, backend="torch")
     with pytest.warns(UserWarning, match="flashinfer failed and is not asked again: no compiler here"):
@@ -173,8 +172,8 @@ def test_attend_latents_compiled_stays_in_one_graph_beside_a_library(rng, instal
 @pytest.mark.parametrize("batch, queries, heads, tokens", [(1, 1, 16, 1), (3, 1, 128, 100), (2, 2, 16, 128)])
 def test_attend_latents_by_an_installed_library(rng, name, batch, queries, heads, tokens):
     try:
-        attention_backends.load(name)
-    except attention_backends.NotInstalled as missing:
+        backends.load(name)
+    except backends.NotInstalled as missing:
         pytest.skip(str(missing))
     q = randn(rng, batch, queries, heads, 576, dtype=torch.bfloat16, device="cuda")
     for layout in ("one", "two", "static") if name == "flashinfer" else ("one",):

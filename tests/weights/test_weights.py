@@ -11,7 +11,8 @@ from helpers import E4M3, assert_same_bits, bits
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mla_fp8 import AbsorbedWeights, reference, weights
+from mla_fp8 import AbsorbedWeights, reference
+from mla_fp8.weights import absorbed
 
 BUFFERS = ("w_uk", "w_uk_scale", "w_uv", "w_uv_scale")
 
@@ -246,4 +247,4 @@ def test_update_from_its_own_checkpoint_tensor(rng):
 
 
 def test_docstring_example_runs():
-    assert doctest.testmod(weights) == (0, 2)
+    assert doctest.testmod(absorbed) == (0, 2)

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mla_fp8 import attention_backends
+from mla_fp8.attention import backends
 from mla_fp8.errors import require
 
 __all__ = ["attend_latents"]
@@ -82,7 +82,7 @@ def attend_latents(
         return _in_pytorch(q, kv_latent, k_pe, mask, scale)
     library, call = chosen
     try:
-        on_stream = attention_backends.planned(library, q.device, attention_backends.stream_of(q))
+        on_stream = backends.planned(library, q.device, backends.stream_of(q))
         return on_stream.attend(call, q, kv_latent, k_pe)
     except Exception as failure:  # whatever a library throws, where PyTorch can do its work
         if backend is not None:
@@ -94,17 +94,17 @@ def attend_latents(
 
 def _library_for(
     backend: str | None, q: Tensor, kv_latent: Tensor, k_pe: Tensor, mask: Tensor | None, scale: float
-) -> tuple[str, attention_backends.Call] | None:
+) -> tuple[str, backends.Call] | None:
     """The library to ask, and its call; or None for PyTorch."""
-    names, where, reason = list(attention_backends.PLANNERS), "attend_latents", None
+    names, where, reason = list(backends.PLANNERS), "attend_latents", None
     known = backend in (None, TORCH, *names)
     require(known, where, "backend", f"be one of {', '.join((TORCH, *names))}", repr(backend))
     if backend == TORCH:
         return None
     try:
-        call = attention_backends.call_of(q, kv_latent, k_pe, mask, scale)
+        call = backends.call_of(q, kv_latent, k_pe, mask, scale)
         for name in [name for name in names if name not in _failed] if backend is None else [backend]:
-            reason = attention_backends.why_not(name, call, kv_latent, k_pe)
+            reason = backends.why_not(name, call, kv_latent, k_pe)
             if reason is None:
                 return name, call
     except ValueError as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from mla_fp8.errors import require
-from mla_fp8.kv_b_proj import contiguous_copy
+from mla_fp8.weights.kv_b_proj import contiguous_copy
 
 BUFFERS = ("w_uk", "w_uk_scale", "w_uv", "w_uv_scale")
 METADATA = "mla_fp8"  # the only key, for safetensors writes several in any order, and equal weights make equal files

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mla_fp8.kv_b_proj import E4M3, contiguous_copy
+from mla_fp8.weights.kv_b_proj import E4M3, contiguous_copy
 
 
 class Fp8Buffers(nn.Module):

@@ -1,0 +1,1 @@
+"""Which compiled tile runs a problem, and why. `mla_fp8.config` has the public names."""

@@ -1,0 +1,58 @@
+"""`explain()`: what `select_config`, which every CUDA launch asks, makes of a problem, and why."""
+
+from mla_fp8._config import Device, candidates, select_config
+from mla_fp8.explain.explanation import Explanation
+from mla_fp8.explain.problem import DEFAULT_M_ALIGNMENT, problem_for
+
+
+def explain(
+    op: str,
+    s: int,
+    heads: int,
+    *,
+    n: int | None = None,
+    k: int | None = None,
+    pe: int = 0,
+    m_alignment: int = DEFAULT_M_ALIGNMENT,
+    out_dtype: object = None,
+    align_bytes: int = 16,
+    device: Device | None = None,
+) -> Explanation:
+    """Every compiled tile of an op: what it would cost on this problem, which one runs it, and why the others do not.
+
+    Args:
+        op: quantize_q_nope, bmm, absorb_q, v_up or v_up_quantized.
+        s: tokens; rows of `a` for bmm.
+        heads: heads; the batch for bmm.
+        n: columns of the product: R for absorb_q, V for v_up. Default: DeepSeek-V3's.
+        k: its summed extent: D for absorb_q, R for v_up. Default: DeepSeek-V3's.
+        pe: columns of q_pe that absorb_q appends, 0 without q_pe.
+        m_alignment: rows that quantize_q_nope pads to.
+        out_dtype: torch dtype or its name. Default: bfloat16, or float8_e4m3fn where the op writes nothing else.
+        align_bytes: largest power of 2, at most 16, that divides every pointer and stride but the weights', in bytes.
+        device: limits and speeds. Default: an H100 SXM.
+
+    Returns:
+        An Explanation: `print` shows the table, `to_dict()` holds its values.
+
+    Raises:
+        ValueError: op; out_dtype; m_alignment; extents that no kernel supports, each with its rule.
+
+    Notes: pure and needs no GPU; a call of the op chooses the same tile.
+
+    Source: docs/configuration.md.
+
+    Example:
+        >>> explain("absorb_q", s=17, heads=128).winner.kept
+        True
+    """
+    problem = problem_for(
+        op, s, heads, n=n, k=k, pe=pe, m_alignment=m_alignment, out_dtype=out_dtype, align_bytes=align_bytes
+    )
+    limits = device or Device()
+    considered = candidates(problem, limits)
+    chosen = None
+    if any(candidate.kept for candidate in considered):
+        symbol = select_config(problem, limits).tile.symbol
+        chosen = next(candidate for candidate in considered if candidate.config.tile.symbol == symbol)
+    return Explanation(problem, limits, considered, chosen)
