@@ -9,7 +9,7 @@ from sides import ROPE_DIM, Side
 from torch import Tensor
 
 from mla_fp8 import reference
-from mla_fp8.reference import FP8_MAX, GROUP
+from mla_fp8.formats import FP8_MAX, GROUP
 
 E4M3, BF16, FP32 = torch.float8_e4m3fn, torch.bfloat16, torch.float32
 M_ALIGNMENT = 256  # of the published masked GEMM

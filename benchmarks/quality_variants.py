@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mla_fp8 import reference
+from mla_fp8.formats import FP8_MAX, GROUP
 from mla_fp8.integrations.absorbed_layer import ExactLayer
 from mla_fp8.integrations.transformers import NAME, enable
 from mla_fp8.weights import AbsorbedWeights
@@ -28,14 +29,14 @@ def attentions(model: Any) -> list[Any]:
 def per_tensor(x: Tensor) -> Tensor:
     """x rounded to e4m3 with one scale for the whole tensor, in fp32."""
     amax = x.float().abs().amax().clamp_min(PER_TENSOR_FLOOR)
-    scale = amax / torch.full_like(amax, reference.FP8_MAX)
+    scale = amax / torch.full_like(amax, FP8_MAX)
     return reference.to_fp8(x, scale).float() * scale
 
 
 def per_group(x: Tensor) -> Tensor:
     """x rounded to e4m3 with a scale for 128 elements of a row, as this package's ops do, in fp32."""
     value, scale = reference.quantize(x)
-    return value.float() * scale.repeat_interleave(reference.GROUP, -1)
+    return value.float() * scale.repeat_interleave(GROUP, -1)
 
 
 def unchanged(x: Tensor) -> Tensor:

@@ -24,9 +24,8 @@ from rich.table import Table
 from sides import rotation
 from torch import Tensor
 
+from mla_fp8.formats import E4M3, GROUP
 from mla_fp8.integrations.sglang import M_ALIGNMENT, Quantized, around
-from mla_fp8.reference import GROUP
-from mla_fp8.weights.kv_b_proj import E4M3
 
 EPS = 1e-12  # SGLang's default
 HOST_CALLS = 200

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 
 from mla_fp8.config import Device, Problem, problem_for
-from mla_fp8.reference import GROUP
+from mla_fp8.formats import GROUP
 
 ROPE_DIM = 64
 L2_MULTIPLE = 3  # of what the buffer sets of one case hold together

@@ -7,7 +7,7 @@ from buffers import E4M3, FP32, Buffers
 from sides import ROPE_DIM, Side
 from torch import Tensor
 
-from mla_fp8.reference import GROUP
+from mla_fp8.formats import GROUP
 
 
 @functools.cache

@@ -31,7 +31,7 @@ from transformers.models.deepseek_v3 import modeling_deepseek_v3 as deepseek
 
 from mla_fp8 import AbsorbedWeights, absorb_q, v_up
 from mla_fp8.attention import attend_latents, backends
-from mla_fp8.reference import FP8_MAX, GROUP
+from mla_fp8.formats import FP8_MAX, GROUP
 from mla_fp8.weights.checkpoint import INDEX_FILE, tensor_files
 from mla_fp8.weights.kv_b_proj import decode_scale
 

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-GROUP = 128  # a scale's group of activations, and one side of its block of weights
-E4M3 = torch.float8_e4m3fn
+from mla_fp8.formats import E4M3, GROUP, SCALE_ROWS_MULTIPLE
 
 
 def _check(op: str, **inputs: Tensor | None) -> None:
@@ -33,7 +32,7 @@ def _(
     _check("quantize_q_nope", q_nope=q_nope)
     s, h, k = q_nope.shape
     m = _round_up(s, m_alignment)
-    rows = _round_up(m, 4)
+    rows = _round_up(m, SCALE_ROWS_MULTIPLE)
     q_val = q_nope.new_empty((h, m, k), dtype=E4M3)
     q_scale = q_nope.new_empty_strided((h, m, k // GROUP), (rows * (k // GROUP), 1, rows), dtype=torch.float32)
     return q_val, q_scale
@@ -67,7 +66,7 @@ def _(o_latent: Tensor, w_uv: Tensor, w_uv_scale: Tensor) -> tuple[Tensor, Tenso
     _check("v_up_quantized", o_latent=o_latent, w_uv=w_uv, w_uv_scale=w_uv_scale)
     s, h, _ = o_latent.shape
     v_val = o_latent.new_empty((s, h * w_uv.shape[1]), dtype=E4M3)
-    v_scale = o_latent.new_empty_strided((s, h), (1, _round_up(s, 4)), dtype=torch.float32)
+    v_scale = o_latent.new_empty_strided((s, h), (1, _round_up(s, SCALE_ROWS_MULTIPLE)), dtype=torch.float32)
     return v_val, v_scale
 
 

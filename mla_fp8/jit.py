@@ -16,9 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mla_fp8 import devices
+
 __all__ = ["warm_up"]
 
-ARCHITECTURE = "sm_90a"
+ARCHITECTURE = devices.KERNELS[devices.HOPPER]
 OPTIONS = [f"--gpu-architecture={ARCHITECTURE}", "--std=c++17", "--device-as-default-execution-space"]
 _DIGEST_BYTES = hashlib.sha256().digest_size  # a cached file is the digest of its name and image, then the image
 _PATIENCE_S = 120.0  # with another process that compiles; then this one does so too

@@ -11,6 +11,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from mla_fp8.formats import AMAX_FLOOR, E4M3, FP8_MAX, GROUP, dequantize_blocks, to_fp8
+
 __all__ = [
     "absorb_q",
     "bmm",
@@ -24,10 +26,6 @@ __all__ = [
     "v_up_quantized",
 ]
 
-GROUP = 128  # activations share a scale by 1x128, weights by 128x128
-FP8_MAX = 448.0  # largest finite float8_e4m3fn
-AMAX_FLOOR = 1e-4  # DeepGEMM's per_token_cast_to_fp8
-
 WGMMA_K = 32  # products that Hopper's tensor cores add at a time
 FRACTION_BITS = 13  # of what they add, and of the sum
 LEAST_EXPONENT = -6  # of an e4m3, its subnormal numbers included
@@ -36,22 +34,12 @@ MOST_ADDENDS = 2**23  # at a time, in fp64, unless a token has more
 Product: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-def to_fp8(x: Tensor, scale: Tensor) -> Tensor:
-    """Round `x / scale` to e4m3, as a product with the reciprocal; NaN stays NaN, what is too large becomes ±448."""
-    return (x.float() * (torch.ones_like(scale) / scale)).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
-
-
 def quantize(x: Tensor, amax_floor: float = AMAX_FLOOR) -> tuple[Tensor, Tensor]:
     """[..., K] -> e4m3 [..., K] and fp32 [..., K/128], such that x ≈ val * scale. Tensor division: IEEE on CUDA too."""
     groups = x.float().unflatten(-1, (-1, GROUP))
     floor = torch.tensor(amax_floor, dtype=torch.float32, device=x.device)
     scale = torch.maximum(groups.abs().amax(-1), floor) / torch.full_like(floor, FP8_MAX)
     return to_fp8(groups, scale.unsqueeze(-1)).flatten(-2), scale
-
-
-def dequantize_blocks(weight: Tensor, scale: Tensor) -> Tensor:
-    """e4m3 [..., N, K] and fp32 [..., N/128, K/128] -> fp64 [..., N, K]."""
-    return weight.double() * scale.double().repeat_interleave(GROUP, -2).repeat_interleave(GROUP, -1)
 
 
 def exact_product(val: Tensor, scale: Tensor, w: Tensor, w_scale: Tensor) -> Tensor:
@@ -121,7 +109,7 @@ def quantize_q_nope(q_nope: Tensor, m_alignment: int = 256, amax_floor: float = 
     s, h, k = q_nope.shape
     m = -(-s // m_alignment) * m_alignment
     val, scale = quantize(q_nope, amax_floor)
-    q_val = torch.zeros(h, m, k, dtype=torch.float8_e4m3fn, device=q_nope.device)
+    q_val = torch.zeros(h, m, k, dtype=E4M3, device=q_nope.device)
     q_scale = q_nope.new_zeros(h, k // GROUP, -(-m // 4) * 4, dtype=torch.float32).transpose(1, 2)[:, :m]
     q_val[:, :s].view(torch.uint8).copy_(val.view(torch.uint8).transpose(0, 1))
     q_scale[:, :s].copy_(scale.transpose(0, 1))

@@ -11,6 +11,8 @@ import processes
 import pytest
 import torch
 
+from mla_fp8 import devices
+
 
 def pytest_addoption(parser):
     parser.addoption("--seed", type=int, default=None, help="repeat a run whose header showed this seed")
@@ -18,7 +20,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "gpu: needs a CUDA device of compute capability 9.0")
+    config.addinivalue_line("markers", f"gpu: needs a CUDA device of compute capability {devices.SUPPORTED}")
     config.addinivalue_line("markers", "slow: takes minutes; `make test-slow`")
     if config.option.seed is None:
         config.option.seed = secrets.randbelow(2**31)

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mla_fp8 import devices
+
 LATENT, ROPE = 512, 64  # the one pair of extents that both are built for
 WIDTH = LATENT + ROPE
 PAGE = 64  # tokens; the one page size of FlashMLA's dense kernel
@@ -79,7 +81,7 @@ def _broken_rule(q: Tensor, kv_latent: Tensor, k_pe: Tensor, mask: Tensor | None
     if not all(type(x) is Tensor for x in tensors):
         return "the inputs must be plain tensors"
     if not on_hopper(q):
-        return "q must be on a GPU of compute capability 9.0"
+        return f"q must be on a GPU of compute capability {' or '.join(map(devices.text, devices.ATTENTION_LIBRARIES))}"
     rules = {
         "the stream must not be capturing a CUDA graph": not _is_capturing(q),
         "q must be torch.bfloat16": q.dtype == torch.bfloat16,
@@ -94,7 +96,7 @@ def _broken_rule(q: Tensor, kv_latent: Tensor, k_pe: Tensor, mask: Tensor | None
 
 
 def on_hopper(tensor: Tensor) -> bool:
-    return tensor.is_cuda and torch.cuda.get_device_capability(tensor.device) == (9, 0)
+    return tensor.is_cuda and devices.has_attention_libraries(tensor.device)
 
 
 def _is_capturing(q: Tensor) -> bool:

@@ -122,16 +122,15 @@ def _why_not(device: str) -> str:
     """Empty where the ops run on it."""
     import torch
 
-    from mla_fp8.cli.facts import CAPABILITY, no_cuda
+    from mla_fp8 import devices
+    from mla_fp8.cli.facts import no_cuda
 
     kind, index = torch.device(device).type, torch.device(device).index or 0
     if kind == "cpu":
         return ""
     if index >= torch.cuda.device_count():
         return no_cuda() if not torch.cuda.device_count() else f"there are {torch.cuda.device_count()} CUDA devices"
-    capability = torch.cuda.get_device_capability(index)
-    needs = "compute capability {}.{}".format(*CAPABILITY)
-    return "" if capability == CAPABILITY else f"needs {needs}, has {capability[0]}.{capability[1]}"
+    return devices.why_not_on(index) or ""
 
 
 def show(result: Result, console: Console) -> None:

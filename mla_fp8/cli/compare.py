@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mla_fp8 import reference
-from mla_fp8.reference import GROUP
+from mla_fp8.formats import GROUP
 
 # The reference's sums for the kernels of a device: on CUDA what they add up, on a CPU what that is near to.
 PRODUCT = {"cpu": reference.exact_product, "cuda": reference.tensor_core_product}

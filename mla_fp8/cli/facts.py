@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 
-from mla_fp8 import _native, jit
+from mla_fp8 import _native, devices, jit
 from mla_fp8.config import tiles
 from mla_fp8.explain.problem import DEFAULT_EXTENTS
 
-CAPABILITY = (9, 0)
 PACKAGES = (
     "cuda-bindings",
     "nvidia-cuda-nvrtc",
@@ -31,15 +30,15 @@ FATBIN_MAGIC = 0xBA55ED50
 
 def collect() -> dict[str, Any]:
     images = embedded(_native.LIBRARY.read_bytes())
-    devices = cpu_facts(), *map(cuda_facts, range(torch.cuda.device_count()))
+    found = cpu_facts(), *map(cuda_facts, range(torch.cuda.device_count()))
     return {
         "versions": versions(),
         "packages": {name: version_of(name) for name in PACKAGES},
         "library": str(_native.LIBRARY),
-        "devices": list(devices),
+        "devices": list(found),
         "embedded": images,
         "jit": jit_facts(),
-        "paths": [path for device in devices for path in paths(device, images)],
+        "paths": [path for device in found for path in paths(device, images)],
         "no_cuda": "" if torch.cuda.device_count() else no_cuda(),
     }
 
@@ -105,7 +104,7 @@ def cuda_facts(index: int) -> dict[str, Any]:
     return {
         "device": f"cuda:{index}",
         "name": found.name,
-        "capability": f"{found.major}.{found.minor}",
+        "capability": devices.text((found.major, found.minor)),
         "sms": found.multi_processor_count,
         "memory_bytes": found.total_memory,
     }
@@ -156,9 +155,8 @@ def paths(device: dict[str, Any], images: list[dict[str, Any]]) -> list[dict[str
     if name == "cpu":
         path, why = "C++", f"{device['instruction_set']} kernels, the best of this CPU and build"
         return [{"op": op, "device": name, "path": path, "why": why} for op in DEFAULT_EXTENTS]
-    if device["capability"] != "{}.{}".format(*CAPABILITY):
-        path, why = "error", f"compute capability must be 9.0, got {device['capability']}"
-        return [{"op": op, "device": name, "path": path, "why": why} for op in DEFAULT_EXTENTS]
+    if reason := devices.why_not(tuple(map(int, device["capability"].split(".")))):
+        return [{"op": op, "device": name, "path": "error", "why": reason} for op in DEFAULT_EXTENTS]
     refusal = jit.embedded_refusal(int(name.removeprefix("cuda:")))
     if not refusal:
         return [

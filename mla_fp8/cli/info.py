@@ -9,6 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from mla_fp8 import devices
 from mla_fp8.cli import EXIT_OK, Commands, ranges_text, table_console
 
 
@@ -40,14 +41,14 @@ def show(values: dict[str, Any], console: Console) -> None:
     console.print(values["library"], style="dim", markup=False, soft_wrap=True)
 
     _heading(console, "Devices")
-    devices = _table()
+    rows = _table()
     for device in values["devices"]:
-        devices.add_row(device["device"], f"{device['name']}, {_details(device)}")
+        rows.add_row(device["device"], f"{device['name']}, {_details(device)}")
     if values["no_cuda"]:
-        devices.add_row("cuda", f"none: {values['no_cuda']}", style="yellow")
-    _print(console, devices)
+        rows.add_row("cuda", f"none: {values['no_cuda']}", style="yellow")
+    _print(console, rows)
 
-    _heading(console, "Kernels for compute capability 9.0 in the library")
+    _heading(console, f"Kernels for compute capability {devices.SUPPORTED} in the library")
     kernels = _table()
     for image in values["embedded"]:
         kernels.add_row(image["op"], f"{image['kernels']} of {image['of']} tiles", f"{image['bytes']:,} bytes")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mla_fp8 import reference
 from mla_fp8.cli.compare import PRODUCT, same_bits, sum_error, within
+from mla_fp8.formats import FP8_MAX
 
 HEADS = 3
 M_ALIGNMENT = 4
@@ -173,7 +174,7 @@ def _compare_product(op: str) -> Callable[[Arguments, tuple[Tensor, ...], bool],
 def _compare_v_up_quantized(given: Arguments, got: tuple[Tensor, ...], typical: bool) -> str:
     want_val, want_scale = reference.v_up_quantized(**given, product=PRODUCT[got[0].device.type])
     error = sum_error(*reference.quantize(given["o_latent"]), given["w_uv"], given["w_uv_scale"])
-    amax_error = error.amax(-1) / reference.FP8_MAX
+    amax_error = error.amax(-1) / FP8_MAX
     if wrong := within(got[1], want_scale, amax_error, typical=typical):
         return f"v_scale: {wrong}"
     if (got[0].shape, got[0].dtype) != (want_val.shape, want_val.dtype):

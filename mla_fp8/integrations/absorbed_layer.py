@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mla_fp8.formats import ACTIVATIONS, E4M3
 from mla_fp8.ops import absorb_q, v_up
 from mla_fp8.weights import AbsorbedWeights
-from mla_fp8.weights.kv_b_proj import E4M3
 
-ACTIVATIONS = (torch.bfloat16, torch.float16)  # what the ops take
 DIMS = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 # A multiplication of the absorbed way, whose rows are wider and whose logits are fp32, costs this many of the expanded
 # way's, by device. On 128, 512, 2048 and 8192 tokens in bf16 the ways cross (benchmarks/prefill.py)

@@ -22,10 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mla_fp8.integrations.absorbed_layer import ACTIVATIONS
+from mla_fp8 import devices
+from mla_fp8.formats import ACTIVATIONS, E4M3, GROUP, MAX_EXTENT, MIN_AMAX_FLOOR
 from mla_fp8.ops import quantize_q_nope
-from mla_fp8.reference import GROUP
-from mla_fp8.weights.kv_b_proj import E4M3, MAX_HEAD_DIM, MIN_AMAX_FLOOR
 
 __all__ = ["register"]
 
@@ -113,8 +112,8 @@ def why_not(x: Tensor, group_size: int, eps: float, dtype: torch.dtype) -> str |
         return f"x must be bfloat16 or float16, got {x.dtype}"
     if x.stride(2) != 1:
         return f"x must have a contiguous last dimension, got stride {x.stride(2)}"
-    if not 0 < x.shape[2] <= MAX_HEAD_DIM or x.shape[2] % GROUP != 0:
-        return f"x's last dimension must be a multiple of {GROUP} up to {MAX_HEAD_DIM}, got {x.shape[2]}"
+    if not 0 < x.shape[2] <= MAX_EXTENT or x.shape[2] % GROUP != 0:
+        return f"x's last dimension must be a multiple of {GROUP} up to {MAX_EXTENT}, got {x.shape[2]}"
     if group_size != GROUP:
         return f"group_size must be {GROUP}, got {group_size}"
     if dtype != E4M3:
@@ -123,9 +122,7 @@ def why_not(x: Tensor, group_size: int, eps: float, dtype: torch.dtype) -> str |
         return f"eps must be finite and at least {MIN_AMAX_FLOOR}, got {eps}"
     if x.requires_grad and torch.is_grad_enabled():
         return "x must not require grad, got requires_grad=True"
-    if x.is_cuda and torch.cuda.get_device_capability(x.device) != (9, 0):
-        return f"compute capability must be 9.0, got {torch.cuda.get_device_capability(x.device)}"
-    return None
+    return devices.why_not_on(x.device) if x.is_cuda else None
 
 
 def full_of(rows: int, x: Tensor) -> Tensor:

@@ -20,10 +20,12 @@ import torch
 from packaging.version import Version
 from torch import Tensor, nn
 
+from mla_fp8 import devices
 from mla_fp8.attention import attend_latents
 from mla_fp8.errors import require, require_int
-from mla_fp8.integrations.absorbed_layer import ACTIVATIONS, ExactLayer, Fp8Layer, warn_once
-from mla_fp8.weights.kv_b_proj import E4M3, UNQUANTIZED, require_head_dim
+from mla_fp8.formats import ACTIVATIONS, E4M3, MAX_PE, PE_STEP
+from mla_fp8.integrations.absorbed_layer import ExactLayer, Fp8Layer, warn_once
+from mla_fp8.weights.kv_b_proj import UNQUANTIZED, require_head_dim
 
 try:
     import transformers
@@ -187,15 +189,16 @@ def why_not(layer: Any, projections: str) -> str | None:
         return None if weight.dtype in UNQUANTIZED else f"kv_b_proj.weight is {weight.dtype}, which only 'fp8' runs"
     if weight.dtype not in (*ACTIVATIONS, E4M3):
         return f"kv_b_proj.weight is {weight.dtype}; 'fp8' takes bfloat16, float16 or float8_e4m3fn"
-    if weight.is_cuda and torch.cuda.get_device_capability(weight.device) != (9, 0):
-        return f"compute capability must be 9.0, got {torch.cuda.get_device_capability(weight.device)}"
+    if weight.is_cuda and (reason := devices.why_not_on(weight.device)):
+        return reason
     try:
         for dim in ("kv_lora_rank", "qk_nope_head_dim", "v_head_dim"):
             require_head_dim("kv_b_proj", dim, getattr(layer, dim))
     except ValueError as error:
         return str(error)
-    rope_ok = layer.qk_rope_head_dim % 16 == 0 and 0 < layer.qk_rope_head_dim <= 256  # as absorb_q has it
-    return None if rope_ok else f"qk_rope_head_dim must be a multiple of 16 up to 256, got {layer.qk_rope_head_dim}"
+    rope = layer.qk_rope_head_dim
+    rope_ok = rope % PE_STEP == 0 and 0 < rope <= MAX_PE
+    return None if rope_ok else f"qk_rope_head_dim must be a multiple of {PE_STEP} up to {MAX_PE}, got {rope}"
 
 
 def fp8(name: str, layer: Any, checkpoint: str | Path | None) -> Fp8Layer:

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from mla_fp8.errors import require
-from mla_fp8.reference import AMAX_FLOOR, GROUP, dequantize_blocks
+from mla_fp8.formats import AMAX_FLOOR, E4M3, GROUP, dequantize_blocks
 from mla_fp8.weights.checkpoint import KV_B_PROJ, read_kv_b_proj
 from mla_fp8.weights.file import BUFFERS, read_weights
 from mla_fp8.weights.fp8_buffers import Fp8Buffers
-from mla_fp8.weights.kv_b_proj import E4M3, HeadDims, cut_heads, quantize_blocks, require_head_dim
+from mla_fp8.weights.kv_b_proj import HeadDims, cut_heads, quantize_blocks, require_head_dim
 
 
 class AbsorbedWeights(Fp8Buffers):

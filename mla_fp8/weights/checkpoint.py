@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from mla_fp8.errors import require, require_int
-from mla_fp8.reference import GROUP
+from mla_fp8.formats import GROUP
 from mla_fp8.weights.kv_b_proj import HeadDims, require_head_dim
 
 INDEX_FILE = "model.safetensors.index.json"

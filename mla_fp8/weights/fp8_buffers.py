@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mla_fp8.weights.kv_b_proj import E4M3, contiguous_copy
+from mla_fp8.formats import E4M3
+from mla_fp8.weights.kv_b_proj import contiguous_copy
 
 
 class Fp8Buffers(nn.Module):

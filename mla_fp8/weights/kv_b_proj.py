@@ -6,13 +6,9 @@ import torch
 from torch import Tensor
 
 from mla_fp8.errors import require, require_int
-from mla_fp8.reference import FP8_MAX, GROUP, to_fp8
+from mla_fp8.formats import E4M3, FP8_MAX, GROUP, MAX_EXTENT, MIN_AMAX_FLOOR, WEIGHT_ALIGN_BYTES, to_fp8
 
-E4M3 = torch.float8_e4m3fn
 UNQUANTIZED = (torch.bfloat16, torch.float16, torch.float32)
-MAX_HEAD_DIM = 16_384  # largest N and K of the products
-MIN_AMAX_FLOOR = 1e-30  # below it 1 / scale would overflow fp32
-VIEW_ALIGNMENT_BYTES = 16  # addresses and strides of a weight, as TMA takes them
 E8M0_ZERO_BITS = 0x0040_0000  # exponent code 0 is 2^-127, a subnormal of fp32
 FP32_MANTISSA_BITS = 23
 
@@ -31,9 +27,9 @@ class HeadDims(NamedTuple):
 
 def require_head_dim(where: str, argument: str, value: object) -> None:
     """A head's rows can be cut out only if they end where a block of scales ends."""
-    ok = isinstance(value, int) and 0 < value <= MAX_HEAD_DIM and value % GROUP == 0
+    ok = isinstance(value, int) and 0 < value <= MAX_EXTENT and value % GROUP == 0
     rule = f"be a multiple of {GROUP}, for one scale covers a {GROUP}x{GROUP} block and no block may span two heads"
-    supported = f"supported: {GROUP}, {2 * GROUP}, {3 * GROUP}, ..., {MAX_HEAD_DIM}"
+    supported = f"supported: {GROUP}, {2 * GROUP}, {3 * GROUP}, ..., {MAX_EXTENT}"
     require(ok, where, argument, f"{rule} ({supported})", repr(value))
 
 
@@ -79,7 +75,7 @@ def cut_heads(
     heads, nope, v_dim = dims
     w_uk, w_uv = torch.split(weight.detach().view(heads, nope + v_dim, -1), [nope, v_dim], dim=1)
     uk_scale, uv_scale = torch.split(scale.view(heads, -1, blocks[1]), [nope // GROUP, v_dim // GROUP], dim=1)
-    aligned = not any(n % VIEW_ALIGNMENT_BYTES for n in (0 if weight.is_meta else w_uv.data_ptr(), *w_uv.stride()[:2]))
+    aligned = not any(n % WEIGHT_ALIGN_BYTES for n in (0 if weight.is_meta else w_uv.data_ptr(), *w_uv.stride()[:2]))
     if copy_w_uv or w_uv.stride(2) != 1 or not aligned:
         w_uv = contiguous_copy(w_uv)
     return contiguous_copy(w_uk.mT), contiguous_copy(uk_scale.mT), w_uv, contiguous_copy(uv_scale)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from checkpoints import config, dequantized, write_checkpoint
 
-from mla_fp8.reference import GROUP
+from mla_fp8.formats import GROUP
 
 transformers = pytest.importorskip("transformers", "5.15", "an optional extra, which `make test` installs")
 

@@ -1,0 +1,33 @@
+"""Who may import whom, read from the sources."""
+
+import ast
+from pathlib import Path
+
+import mla_fp8
+
+PACKAGE = Path(mla_fp8.__file__).parent
+CHECK = {"cli/suite.py", "cli/compare.py"}  # `python -m mla_fp8 check`
+CAPABILITY = "(9, 0)"
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that a file may import, wherever in it: `from a import b` may be of module a.b too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def test_only_check_imports_the_specification():
+    """The product must not lean on what it is compared with."""
+    found = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if "mla_fp8.reference" in imported(path)}
+    assert found == CHECK
+
+
+def test_only_devices_says_a_compute_capability():
+    found = {path.name for path in PACKAGE.rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))
+             if isinstance(node, ast.Tuple) and ast.unparse(node) == CAPABILITY}  # fmt: skip
+    assert found == {"devices.py"}
