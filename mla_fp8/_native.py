@@ -1,5 +1,6 @@
-"""Finds libmla_fp8.so beside the compiled `_config` module and registers torch.ops.mla_fp8."""
+"""Finds libmla_fp8.so beside the compiled `_config` module, registers torch.ops.mla_fp8, declares its C functions."""
 
+import ctypes
 import importlib.metadata
 import importlib.util
 from pathlib import Path
@@ -26,4 +27,26 @@ def _find_library() -> Path:
 
 LIBRARY = _find_library()
 torch.ops.load_library(str(LIBRARY))
-jit.register(LIBRARY)
+_functions = ctypes.CDLL(str(LIBRARY))  # what is not declared here takes and returns ints
+_functions.mla_fp8_cpu_instruction_set.restype = ctypes.c_char_p
+_functions.mla_fp8_embedded_image.argtypes = ctypes.c_char_p, ctypes.POINTER(ctypes.c_size_t)
+_functions.mla_fp8_embedded_image.restype = ctypes.c_void_p
+_functions.mla_fp8_force_tile.argtypes = (ctypes.c_char_p,)
+jit.register(_functions)
+
+
+def cpu_instruction_set() -> str:
+    """What the CPU kernels run on here, by the library's own choice: avx512, avx2 or portable."""
+    return _functions.mla_fp8_cpu_instruction_set().decode()
+
+
+def embedded_image(name: str) -> bytes:
+    """The kernels of that name that were compiled into the library; empty without them."""
+    size = ctypes.c_size_t()
+    data = _functions.mla_fp8_embedded_image(name.encode(), ctypes.byref(size))
+    return ctypes.string_at(data, size.value) if data else b""
+
+
+def force_tile(symbol: str | None) -> bool:
+    """Make this thread's CUDA calls use a tile, or with None choose again; False where there is no such tile."""
+    return _functions.mla_fp8_force_tile(None if symbol is None else symbol.encode()) == 0

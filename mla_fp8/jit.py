@@ -161,10 +161,10 @@ def embedded_refusal(device_index: int = 0) -> str:
     return ""
 
 
-def register(library: str | os.PathLike[str]) -> None:
+def register(library: ctypes.CDLL) -> None:
     """Let the op library, which is loaded already, ask this module for images."""
     global _library
-    _library = ctypes.CDLL(os.fspath(library))
+    _library = library
     _library.mla_fp8_set_image_loader(_callback)
 
 

@@ -4,14 +4,13 @@ import ctypes
 import importlib.metadata
 import platform
 import re
-import struct
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mla_fp8 import _native, devices, jit
-from mla_fp8.config import tiles
+from mla_fp8.config import Op, tiles
 from mla_fp8.explain.problem import DEFAULT_EXTENTS
 
 PACKAGES = (
@@ -23,13 +22,10 @@ PACKAGES = (
     "deep-gemm",
     "flashinfer-python",
 )
-# A fatbin begins with a magic number, a version, the bytes of this header and of what follows (fatbinary_section.h).
-FATBIN_HEADER = struct.Struct("<IHHQ")
-FATBIN_MAGIC = 0xBA55ED50
 
 
 def collect() -> dict[str, Any]:
-    images = embedded(_native.LIBRARY.read_bytes())
+    images = embedded()
     found = cpu_facts(), *map(cuda_facts, range(torch.cuda.device_count()))
     return {
         "versions": versions(),
@@ -86,17 +82,10 @@ def cpu_facts() -> dict[str, Any]:
     return {
         "device": "cpu",
         "name": name,
-        "instruction_set": instruction_set(),
+        "instruction_set": _native.cpu_instruction_set(),
         "threads": torch.get_num_threads(),
         "capability_of_torch": torch.backends.cpu.get_cpu_capability(),
     }
-
-
-def instruction_set() -> str:
-    """What the library's CPU kernels run on here, by its own choice: avx512, avx2 or portable."""
-    chosen = ctypes.CDLL(str(_native.LIBRARY)).mla_fp8_cpu_instruction_set
-    chosen.restype = ctypes.c_char_p
-    return chosen().decode()
 
 
 def cuda_facts(index: int) -> dict[str, Any]:
@@ -110,22 +99,14 @@ def cuda_facts(index: int) -> dict[str, Any]:
     }
 
 
-def embedded(library: bytes) -> list[dict[str, Any]]:
-    """Each fatbin in the library: the op whose kernels it holds, how many of the compiled tiles, its size."""
-    images, at = [], -1
-    while (at := library.find(FATBIN_MAGIC.to_bytes(4, "little"), at + 1)) >= 0:
-        if at + FATBIN_HEADER.size > len(library):
-            break
-        _, _, header_bytes, content_bytes = FATBIN_HEADER.unpack_from(library, at)
-        image = library[at : at + header_bytes + content_bytes]
-        if header_bytes != FATBIN_HEADER.size or len(image) < header_bytes + content_bytes:
-            continue
-        held = [tile for tile in tiles() if b"\0.text." + tile.symbol.encode() + b"\0" in image]
-        if held:
-            op = held[0].op
-            of = sum(tile.op == op for tile in tiles())
-            images.append({"op": op.name, "kernels": len(held), "of": of, "bytes": len(image)})
-    return images
+def embedded() -> list[dict[str, Any]]:
+    """The images in the library: the op whose kernels one holds, how many compiled tiles that is, its size."""
+    sizes = {op: len(_native.embedded_image(op.name)) for op in Op.__members__.values()}
+    return [
+        {"op": op.name, "kernels": sum(tile.op == op for tile in tiles()), "bytes": size}
+        for op, size in sizes.items()
+        if size
+    ]
 
 
 def jit_facts() -> dict[str, Any]:

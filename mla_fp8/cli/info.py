@@ -51,7 +51,7 @@ def show(values: dict[str, Any], console: Console) -> None:
     _heading(console, f"Kernels for compute capability {devices.SUPPORTED} in the library")
     kernels = _table()
     for image in values["embedded"]:
-        kernels.add_row(image["op"], f"{image['kernels']} of {image['of']} tiles", f"{image['bytes']:,} bytes")
+        kernels.add_row(image["op"], f"{image['kernels']} tiles", f"{image['bytes']:,} bytes")
     _print(console, kernels if values["embedded"] else "none: built without nvcc, so NVRTC compiles at first use")
 
     _heading(console, "JIT cache, for kernels that are not embedded or that the driver refuses")

@@ -1,7 +1,6 @@
 """One compiled tile instead of the chosen one, for a thread: to compare tiles."""
 
 import contextlib
-import ctypes
 from collections.abc import Iterator
 
 from mla_fp8 import _native
@@ -29,10 +28,9 @@ def forced_tile(symbol: str) -> Iterator[None]:
         >>> with forced_tile("absorb_q_shared512"):
         ...     pass
     """
-    force = ctypes.CDLL(str(_native.LIBRARY)).mla_fp8_force_tile
-    if force(symbol.encode()):
+    if not _native.force_tile(symbol):
         raise ValueError(f"forced_tile: symbol must be one of {', '.join(t.symbol for t in tiles())}, got {symbol!r}")
     try:
         yield
     finally:
-        force(None)
+        _native.force_tile(None)

@@ -11,17 +11,11 @@ import mla_fp8
 from mla_fp8 import _native, jit
 from mla_fp8.__main__ import main
 from mla_fp8.cli import facts, info
-from mla_fp8.config import tiles
+from mla_fp8.config import Op, tiles
 from mla_fp8.explain.problem import DEFAULT_EXTENTS
 
 CUDA = {"device": "cuda:0", "name": "a GPU", "capability": "9.0", "sms": 132, "memory_bytes": 80 << 30}
-IMAGES = [{"op": "bmm", "kernels": 4, "of": 4, "bytes": 100}]
-
-
-def fatbin(*symbols: str, content_bytes: int | None = None) -> bytes:
-    content = b"".join(b"\0.text." + symbol.encode() + b"\0" for symbol in symbols)
-    size = len(content) if content_bytes is None else content_bytes
-    return facts.FATBIN_HEADER.pack(facts.FATBIN_MAGIC, 1, facts.FATBIN_HEADER.size, size) + content
+IMAGES = [{"op": "bmm", "kernels": 4, "bytes": 100}]
 
 
 @pytest.fixture
@@ -59,29 +53,24 @@ def test_info_fits_80_columns(capsys, monkeypatch):
     assert not any("\x1b" in line or "…" in line for line in lines)
 
 
-def test_info_finds_embedded_images():
-    bmm = [tile.symbol for tile in tiles() if tile.op.name == "bmm"]
-    up = next(tile.symbol for tile in tiles() if tile.op.name == "v_up")
-    one, other = fatbin(*bmm), fatbin(up)
-    found = facts.embedded(b"\x7fELF" + one + b"between" + other)
-    assert found[0] == {"op": "bmm", "kernels": len(bmm), "of": len(bmm), "bytes": len(one)}
-    assert (found[1]["op"], found[1]["kernels"], found[1]["bytes"]) == ("v_up", 1, len(other))
-
-
-@pytest.mark.parametrize(
-    "library",
-    [b"", b"\x50\xed\x55\xba", fatbin("no_such_tile"), fatbin("bmm_n128", content_bytes=1 << 40)],
-    ids=["empty", "magic alone", "of another program", "longer than the file"],
-)
-def test_info_finds_no_image_where_there_is_none(library):
-    assert facts.embedded(library) == []
+def test_info_asks_the_library_what_is_embedded(monkeypatch):
+    monkeypatch.setattr(_native, "embedded_image", lambda name: b"image" if name == "bmm" else b"")
+    assert facts.embedded() == [{"op": "bmm", "kernels": sum(tile.op == Op.bmm for tile in tiles()), "bytes": 5}]
 
 
 def test_info_agrees_with_the_build():
-    """The library of this build has all images or none."""
-    found = facts.embedded(_native.LIBRARY.read_bytes())
+    """The library of this build has all images or none, each with all kernels of its op."""
+    found = facts.embedded()
     assert {image["op"] for image in found} in (set(), {tile.op.name for tile in tiles()})
-    assert all(image["kernels"] == image["of"] for image in found)
+    for image in found:
+        held = _native.embedded_image(image["op"])
+        of_op = [tile.symbol for tile in tiles() if tile.op.name == image["op"]]
+        assert all(b"\0.text." + symbol.encode() + b"\0" in held for symbol in of_op)
+        assert (image["kernels"], image["bytes"]) == (len(of_op), len(held))
+
+
+def test_library_embeds_nothing_under_other_names():
+    assert _native.embedded_image("no_such_op") == b""
 
 
 def test_info_tells_current_files_of_the_cache_from_others(cache):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mla_fp8 import _native
 from mla_fp8.cli import facts
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
@@ -49,7 +50,7 @@ def test_cpu_dispatch_takes_the_best_that_the_build_allows(tmp_path, build):
 
 
 def test_info_names_the_instruction_set_of_the_library():
-    chosen = facts.instruction_set()
+    chosen = _native.cpu_instruction_set()
     assert chosen in NEEDS and best_of([chosen]) == chosen
     cpu = facts.cpu_facts()
     assert cpu["instruction_set"] == chosen

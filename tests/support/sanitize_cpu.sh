@@ -31,10 +31,9 @@ for cpu in ${*:-AUTO avx2 portable}; do
   LD_PRELOAD=$preload "$python" -S - "$build" "$cpu" <<'PYTHON'
 import sys
 from mla_fp8 import _native
-from mla_fp8.cli import facts
 assert str(_native.LIBRARY).startswith(sys.argv[1]), f"the sanitized library must be loaded, got {_native.LIBRARY}"
 assert b"__asan_report_load" in _native.LIBRARY.read_bytes() and b"__ubsan_handle" in _native.LIBRARY.read_bytes()
-print(f"sanitize: {sys.argv[2]}, {facts.instruction_set()} kernels", flush=True)
+print(f"sanitize: {sys.argv[2]}, {_native.cpu_instruction_set()} kernels", flush=True)
 PYTHON
   cd - >/dev/null
   tests=("${products[@]}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 import mla_fp8
-from mla_fp8 import jit
+from mla_fp8 import _native, jit
 from mla_fp8.cli import facts
 
 
@@ -52,7 +52,7 @@ class State:
 def device_name(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
-    return f"{facts.cpu_facts()['name']}, {facts.instruction_set()} kernels"
+    return f"{facts.cpu_facts()['name']}, {_native.cpu_instruction_set()} kernels"
 
 
 def library_name() -> str:
