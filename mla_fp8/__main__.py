@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-DEPENDENCIES = ("rich", "safetensors")  # of the package, which may have been installed without them
+DEPENDENCIES = ("safetensors",)  # of the package, which may have been installed without them
 MISSING = 2
 NO_COMMAND = 2
 INTERRUPTED = 130  # as a shell reports it

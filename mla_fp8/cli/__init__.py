@@ -2,25 +2,13 @@
 
 import argparse
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from typing import TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 EXIT_OK = 0
 EXIT_FAILED = 1  # it ran, and the answer is no
 EXIT_USAGE = 2  # it did not run: what was asked for cannot be, as argparse says it too
-TABLE_COLUMNS = 80  # that every table fits
-
-
-def table_console() -> "Console":
-    """As wide as the terminal, but no narrower than a table: there lines wrap, and no cell is cut short."""
-    from rich.console import Console
-
-    found = Console(highlight=False)
-    return found if found.width >= TABLE_COLUMNS else Console(highlight=False, width=TABLE_COLUMNS)
 
 
 def integer_of(low: int, high: int) -> Callable[[str], int]:

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import mla_fp8
-from mla_fp8.cli import EXIT_USAGE, Commands, integer_of, positive_ranges, table_console
+from mla_fp8.cli import EXIT_USAGE, Commands, integer_of, positive_ranges
+from mla_fp8.cli.terminal import Terminal
 
 PEERS = {"Triton": "triton", "DeepGEMM": "deep_gemm", "FlashInfer": "flashinfer"}  # name -> module
 CPU_OPS = {"front": "absorb_q", "back": "v_up"}
@@ -53,19 +54,24 @@ def run(given: argparse.Namespace) -> int:
     from mla_fp8.cli.facts import no_cuda
 
     device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    console = table_console()
     try:
         if device == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"bench: --device must be cpu, got cuda: {no_cuda()}")
         command = gpu_command(given) if device == "cuda" else cpu_command(given)
         check_files(given)
+        check_rich()
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
-    console.print(
+    Terminal().print(
         f"{device}: mla_fp8 {mla_fp8.__version__}, torch {torch.__version__}" + f"; {peers()}" * (device == "cuda")
     )
     return subprocess.run([sys.executable, *command]).returncode
+
+
+def check_rich() -> None:
+    if importlib.util.find_spec("rich") is None:
+        raise ValueError("bench: the benchmarks need rich: pip install mla_fp8[cli]")
 
 
 def check_files(given: argparse.Namespace) -> None:

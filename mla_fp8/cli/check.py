@@ -8,9 +8,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
-from rich.console import Console
-
-from mla_fp8.cli import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Commands, integer_of, table_console
+from mla_fp8.cli import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Commands, integer_of
+from mla_fp8.cli.terminal import Terminal
+from mla_fp8.text import wrap
 
 SHOWN = 3  # differences an op and device
 DEFAULT_SEED = 0
@@ -50,26 +50,25 @@ def run(given: argparse.Namespace) -> int:
     if wrong := [device for device in devices if not _is_device(device)]:
         print(f"error: check: --device must be cpu, cuda or cuda:0, cuda:1, ..., got {wrong[0]}", file=sys.stderr)
         return EXIT_USAGE
-    console = table_console()
+    terminal = Terminal()
     results = []
-    watching = console.is_terminal and not given.json
-    with console.status("comparing with the reference") if watching else contextlib.nullcontext():
+    with contextlib.nullcontext() if given.json else terminal.working("comparing with the reference"):
         for result in check(devices, given.seed):
             results.append(result)
             if not given.json:
-                show(result, console)
+                show(result, terminal)
     failed = [result for result in results if result.differences]
     ran = [result for result in results if not result.skipped]
     if given.json:
         print(json.dumps([asdict(result) for result in results], indent=2))
     elif failed:
         names = ", ".join(f"{result.op} on {result.device}" for result in failed)
-        console.print(f"\nFAIL: {names}", style="bold red", markup=False)
+        terminal.print_lines(["", *wrap(f"FAIL: {names}", terminal.width)], "bold red")
     elif ran:
         cases, seconds = sum(result.cases for result in ran), sum(result.seconds for result in ran)
-        console.print(f"\nPASS: {cases:,} cases in {seconds:.1f} s", style="bold green")
+        terminal.print(f"\nPASS: {cases:,} cases in {seconds:.1f} s", "bold green")
     else:
-        console.print("\nnothing was checked: no device here runs the ops", style="bold red")
+        terminal.print("\nnothing was checked: no device here runs the ops", "bold red")
     return EXIT_FAILED if failed or not ran else EXIT_OK
 
 
@@ -133,16 +132,15 @@ def _why_not(device: str) -> str:
     return devices.why_not_on(index) or ""
 
 
-def show(result: Result, console: Console) -> None:
+def show(result: Result, terminal: Terminal) -> None:
     """One line, and the first differences below it."""
     head = f"{result.op:<16} {result.device:<7}"
     if result.skipped:
-        console.print(f"{head} skipped: {result.skipped}", style="yellow", markup=False)
+        terminal.print_lines(wrap(f"{head} skipped: {result.skipped}", terminal.width), "yellow")
         return
-    verdict = "FAIL" if result.differences else "PASS"
-    style = "bold red" if result.differences else "green"
-    console.print(f"{head} {result.cases:>4} cases {result.seconds:>6.1f} s  [{style}]{verdict}[/]")
+    verdict, style = ("FAIL", "bold red") if result.differences else ("PASS", "green")
+    terminal.print(f"{head} {result.cases:>4} cases {result.seconds:>6.1f} s  {verdict}", style)
     for difference in result.differences[:SHOWN]:
-        console.print(f"  {difference}", style="red", markup=False)
+        terminal.print_lines(wrap(difference, terminal.width, indent="  "), "red")
     if len(result.differences) > SHOWN:
-        console.print(f"  and {len(result.differences) - SHOWN} more")
+        terminal.print(f"  and {len(result.differences) - SHOWN} more")

@@ -9,18 +9,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from torch import Tensor
 
-from mla_fp8.cli import EXIT_FAILED, EXIT_OK, Commands, integer_ranges, ranges_text, table_console
-from mla_fp8.explain.explanation import size
+from mla_fp8.cli import EXIT_FAILED, EXIT_OK, Commands, integer_ranges, ranges_text
+from mla_fp8.cli.terminal import Terminal, progress
+from mla_fp8.text import size, table, wrap
 from mla_fp8.weights import AbsorbedWeights
 from mla_fp8.weights.checkpoint import KV_B_PROJ, layers, read_kv_b_proj
 from mla_fp8.weights.file import write_weights
 
 SPARE_BYTES = 1 << 20  # of the disk, beside what the files need
+HEADINGS = ("layer", "file", "heads", "bytes", "checkpoint", "verified")
 DESCRIPTION = """\
 Cut kv_b_proj of a DeepSeek-format checkpoint (DeepSeek-V3, R1, Kimi-K2) into
 the tensors that absorb_q and v_up read, without loss, one file a layer:
@@ -94,10 +93,7 @@ def convert(given: argparse.Namespace) -> list[Written]:
         given.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"convert: OUT must be a directory or a place for one, got {given.out}: {error}") from None
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        writing, verifying = (bar.add_task(title, total=len(targets)) for title in ("write", "verify"))
+    with progress("write", "verify", total=len(targets)) as advance:
         for number, (layer, target) in enumerate(targets.items()):
             weights = _load(given, layer)
             needed = (len(targets) - number) * weights.memory_bytes + SPARE_BYTES
@@ -106,11 +102,11 @@ def convert(given: argparse.Namespace) -> list[Written]:
                 raise ValueError(f"convert: OUT must have {size(needed)} of free space, got {size(free)}")
             origin = {"layer": layer, "tp_rank": given.tp_rank, "tp_size": given.tp_size}
             write_weights(target, weights.state_dict(), origin)
-            bar.advance(writing)
+            advance("write")
         rows = []
         for layer, target in targets.items():
             rows.append(_verify(given, layer, target))
-            bar.advance(verifying)
+            advance("verify")
     return rows
 
 
@@ -149,18 +145,18 @@ def _difference(name: str, got: Tensor, want: Tensor) -> str:
 
 
 def show(rows: Sequence[Written], out: Path) -> None:
-    console = table_console()
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    for heading in ("layer", "file", "heads", "bytes", "checkpoint", "verified"):
-        table.add_column(heading, justify="right" if heading in ("layer", "heads", "bytes") else "left")
+    terminal = Terminal()
+    cells = [HEADINGS]
     for row in rows:
-        verdict = "[green]PASS" if row.verified else "[bold red]DIFFERS"
-        table.add_row(str(row.layer), row.file, str(row.heads), f"{row.bytes:,}", row.checkpoint, verdict)
-    console.print(table)
+        verdict = "PASS" if row.verified else "DIFFERS"
+        cells.append((str(row.layer), row.file, str(row.heads), f"{row.bytes:,}", row.checkpoint, verdict))
+    styles = ["bold", *("" if row.verified else "bold red" for row in rows)]
+    lines = table(cells, align="><>><<", width=terminal.width, flexible=HEADINGS.index("file"))
+    for style, row_lines in zip(styles, lines, strict=True):
+        terminal.print_lines(row_lines, style)
     for row in rows:
         if row.difference:
-            console.print(f"{row.file}: {row.difference}", style="red", markup=False)
+            terminal.print_lines(wrap(f"{row.file}: {row.difference}", terminal.width), "red")
     passed = sum(row.verified for row in rows)
-    total = f"\n{len(rows)} files, {size(sum(row.bytes for row in rows))}, in {out}; {passed} verified."
-    console.print(total, markup=False, soft_wrap=True)
-    console.print(f'AbsorbedWeights.load("{out / rows[0].file}") reads one.', markup=False, soft_wrap=True)
+    terminal.print(f"\n{len(rows)} files, {size(sum(row.bytes for row in rows))}, in {out}; {passed} verified.")
+    terminal.print(f'AbsorbedWeights.load("{out / rows[0].file}") reads one.')

@@ -4,8 +4,10 @@ import argparse
 import json
 import sys
 
-from mla_fp8.cli import EXIT_FAILED, EXIT_OK, Commands, integer_of, table_console
+from mla_fp8.cli import EXIT_FAILED, EXIT_OK, Commands, integer_of
+from mla_fp8.cli.terminal import Terminal
 from mla_fp8.config import Device, explain
+from mla_fp8.explain.explanation import lines
 from mla_fp8.explain.problem import DEFAULT_EXTENTS, DEFAULT_M_ALIGNMENT, OUT_BYTES
 
 EXTENTS = integer_of(-(2**63), 2**63 - 1)  # the kernels' own bounds come with their reasons
@@ -82,5 +84,7 @@ def run(given: argparse.Namespace) -> int:
     if given.json:
         print(json.dumps(explanation.to_dict(), indent=2))
     else:
-        table_console().print(explanation)
+        terminal = Terminal()
+        for line, style in lines(explanation, terminal.width):
+            terminal.print(line, style)
     return EXIT_OK if explanation.winner else EXIT_FAILED

@@ -1,16 +1,17 @@
 """`info`: what runs here, on which devices, with which kernels."""
 
 import argparse
+import itertools
 import json
+from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console, RenderableType
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
-
 from mla_fp8 import devices
-from mla_fp8.cli import EXIT_OK, Commands, ranges_text, table_console
+from mla_fp8.cli import EXIT_OK, Commands, ranges_text
+from mla_fp8.cli.terminal import Terminal
+from mla_fp8.text import table, wrap
+
+INDENT = "  "
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
@@ -31,63 +32,70 @@ def run(given: argparse.Namespace) -> int:
     if given.json:
         print(json.dumps(values, indent=2))
     else:
-        show(values, table_console())
+        show(values, Terminal())
     return EXIT_OK
 
 
-def show(values: dict[str, Any], console: Console) -> None:
+def show(values: dict[str, Any], terminal: Terminal) -> None:
     versions, jit = values["versions"], values["jit"]
-    console.print("[bold]mla_fp8 {mla_fp8}[/], torch {torch}, Python {python}, {platform}".format(**versions))
-    console.print(values["library"], style="dim", markup=False, soft_wrap=True)
+    first = "mla_fp8 {mla_fp8}, torch {torch}, Python {python}, {platform}".format(**versions)
+    terminal.print_lines(wrap(first, terminal.width), "bold")
+    terminal.print(values["library"], "dim")
 
-    _heading(console, "Devices")
-    rows = _table()
-    for device in values["devices"]:
-        rows.add_row(device["device"], f"{device['name']}, {_details(device)}")
-    if values["no_cuda"]:
-        rows.add_row("cuda", f"none: {values['no_cuda']}", style="yellow")
-    _print(console, rows)
+    _heading(terminal, "Devices")
+    found = [(device["device"], f"{device['name']}, {_details(device)}", "") for device in values["devices"]]
+    found += [("cuda", f"none: {values['no_cuda']}", "yellow")] * bool(values["no_cuda"])
+    _table(terminal, [cells for *cells, _ in found], styles=[style for *_, style in found])
 
-    _heading(console, f"Kernels for compute capability {devices.SUPPORTED} in the library")
-    kernels = _table()
-    for image in values["embedded"]:
-        kernels.add_row(image["op"], f"{image['kernels']} tiles", f"{image['bytes']:,} bytes")
-    _print(console, kernels if values["embedded"] else "none: built without nvcc, so NVRTC compiles at first use")
+    _heading(terminal, f"Kernels for compute capability {devices.SUPPORTED} in the library")
+    images: list[Sequence[str]] = [
+        (image["op"], f"{image['kernels']} tiles", f"{image['bytes']:,} bytes") for image in values["embedded"]
+    ]
+    _table(terminal, images or [("none: built without nvcc, so NVRTC compiles at first use",)])
 
-    _heading(console, "JIT cache, for kernels that are not embedded or that the driver refuses")
-    console.print(f"  {jit['cache']}", markup=False, soft_wrap=True)
-    files = _table()
-    for file in jit["files"]:
-        files.add_row(file["file"], f"{file['bytes']:,} bytes", "current" if file["current"] else "of other sources")
-    _print(console, files if jit["files"] else "holds no kernels")
-    would = f"NVRTC {jit['nvrtc']} is here to compile them"
-    _print(console, would if jit["nvrtc"] else Text(jit["problem"], style="yellow"))
+    _heading(terminal, "JIT cache, for kernels that are not embedded or that the driver refuses")
+    terminal.print(INDENT + jit["cache"])
+    files: list[Sequence[str]] = [
+        (file["file"], f"{file['bytes']:,} bytes", "current" if file["current"] else "of other sources")
+        for file in jit["files"]
+    ]
+    _table(terminal, files or [("holds no kernels",)])
+    if jit["nvrtc"]:
+        _text(terminal, f"NVRTC {jit['nvrtc']} is here to compile them")
+    else:
+        _text(terminal, jit["problem"], "yellow")
 
-    _heading(console, "What a call runs")
-    paths = _table()
-    for op in dict.fromkeys(row["op"] for row in values["paths"]):
-        for index, (names, path, why) in enumerate(_merged([row for row in values["paths"] if row["op"] == op])):
-            paths.add_row("" if index else op, names, path, why, style="red" if path == "error" else None)
-    _print(console, paths)
+    _heading(terminal, "What a call runs")
+    _paths(terminal, values["paths"])
 
-    _heading(console, "Other packages")
-    found = [f"{name} {version}" for name, version in values["packages"].items() if version]
+    _heading(terminal, "Other packages")
+    there = [f"{name} {version}" for name, version in values["packages"].items() if version]
     missing = [name for name, version in values["packages"].items() if not version]
-    _print(console, f"{', '.join(found) or 'none'}; not installed: {', '.join(missing) or 'none'}")
+    _text(terminal, f"{', '.join(there) or 'none'}; not installed: {', '.join(missing) or 'none'}")
 
 
-def _heading(console: Console, text: str) -> None:
-    console.print(f"\n[bold]{text}[/]")
+def _heading(terminal: Terminal, text: str) -> None:
+    terminal.print(f"\n{text}", "bold")
 
 
-def _print(console: Console, content: RenderableType) -> None:
-    console.print(Padding(content, (0, 0, 0, 2), expand=False))
+def _text(terminal: Terminal, text: str, style: str = "") -> None:
+    terminal.print_lines(wrap(text, terminal.width, INDENT), style)
 
 
-def _table() -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
-    table.add_column(no_wrap=True)
-    return table
+def _table(terminal: Terminal, rows: Sequence[Sequence[str]], styles: Sequence[str] = ()) -> None:
+    """Rows, each in its style, whose last cells wrap."""
+    last = len(rows[0]) - 1
+    lines = table(rows, align="<" * len(rows[0]), width=terminal.width, flexible=last, indent=INDENT)
+    for row, style in itertools.zip_longest(lines, styles, fillvalue=""):
+        terminal.print_lines(row, style)
+
+
+def _paths(terminal: Terminal, paths: list[dict[str, str]]) -> None:
+    rows = []
+    for op in dict.fromkeys(row["op"] for row in paths):
+        merged = _merged([row for row in paths if row["op"] == op])
+        rows += [("" if index else op, *row) for index, row in enumerate(merged)]
+    _table(terminal, rows, styles=["red" if path == "error" else "" for _, _, path, _ in rows])
 
 
 def _details(device: dict[str, Any]) -> str:

@@ -1,19 +1,19 @@
-"""What `config.explain` returns, and how it looks: plain text of 80 columns, or with colours on a terminal."""
+"""What `config.explain` returns, and how it looks."""
 
-import io
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
-
 from mla_fp8._config import Candidate, Device, Op, Problem
+from mla_fp8.text import size, table, wrap
 
 PLAIN_WIDTH = 80
 OUT_NAMES = {1: "e4m3", 2: "16-bit"}
 LEGEND = "(* runs; waves: rounds of CTAs on the SMs; bound: what takes the modelled µs)"
+HEADINGS = (
+    ("", "shared", "", "CTAs", "", "", "bytes", "", ""),
+    ("  tile", "bytes", "stages", "/SM", "grid", "waves", "moved", "µs", "bound"),
+)
 BOUND_NAMES = {"dram_us": "DRAM", "l2_us": "L2", "sm_us": "SM", "mma_us": "MMA"}
 
 
@@ -60,36 +60,24 @@ class Explanation:
         }
 
     def __str__(self) -> str:
-        return plain(self)
-
-    def __rich__(self) -> RenderableType:
-        return render(self)
+        return "\n".join(line for line, _ in lines(self))
 
 
-def plain(explanation: Explanation) -> str:
-    """The table as text, without colours."""
-    console = Console(file=io.StringIO(), width=PLAIN_WIDTH, color_system=None)
-    with console.capture() as capture:
-        console.print(explanation)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines())
-
-
-def render(explanation: Explanation) -> RenderableType:
-    """Headline, kept tiles by modelled time, why the winner won, dropped tiles with their reasons."""
-    kept = [candidate for candidate in explanation.candidates if candidate.kept]
-    dropped = [candidate for candidate in explanation.candidates if not candidate.kept]
-    parts: list[RenderableType] = [
-        Text(_headline(explanation.problem), style="bold"),
-        Text(_limits(explanation.device)),
-        Text(),
-    ]
+def lines(explanation: Explanation, width: int = PLAIN_WIDTH) -> Iterator[tuple[str, str]]:
+    """Text and style of each line: headline, kept tiles by modelled time, why the winner won, dropped tiles."""
+    considered, winner = explanation.candidates, explanation.winner
+    kept = [candidate for candidate in considered if candidate.kept]
+    dropped = [candidate for candidate in considered if not candidate.kept]
+    yield from _styled("bold", wrap(_headline(explanation.problem), width))
+    yield from _styled("", [*wrap(_limits(explanation.device), width), ""])
     if kept:
-        parts += [_kept_table(explanation, kept), Text(LEGEND, style="dim"), Text()]
-    parts.append(Text(explanation.why(), style="green" if explanation.winner else "red"))
+        yield from _kept_table(kept, winner, width)
+        yield from _styled("dim", [*wrap(LEGEND, width), ""])
+    yield from _styled("green" if winner else "red", wrap(explanation.why(), width))
     if dropped:
-        heading = f"Dropped: {len(dropped)} of {len(explanation.candidates)} tiles."
-        parts += [Text(), Text(heading, style="bold"), *_dropped(dropped)]
-    return Group(*parts)
+        yield "", ""
+        yield f"Dropped: {len(dropped)} of {len(considered)} tiles.", "bold"
+        yield from _dropped(dropped, width)
 
 
 def us(value: float) -> str:
@@ -97,36 +85,40 @@ def us(value: float) -> str:
     return f"{value:.2f}" if value < 1000 else f"{value:.0f}" if value < 1e6 else f"{value:.1e}"
 
 
-def _kept_table(explanation: Explanation, kept: list[Candidate]) -> Table:
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("  tile", overflow="fold", vertical="bottom")
-    for heading in ("shared\nbytes", "stages", "CTAs\n/SM", "grid", "waves", "bytes\nmoved", "µs", "bound"):
-        table.add_column(heading, justify="right", vertical="bottom", no_wrap=True)
-    for candidate in sorted(kept, key=lambda candidate: candidate.config.modelled_us):
-        config, tile, wins = candidate.config, candidate.config.tile, candidate is explanation.winner
-        table.add_row(
-            ("* " if wins else "  ") + _short_name(candidate),
-            f"{tile.smem_bytes:,}",
-            str(tile.stages),
-            str(config.ctas_per_sm),
-            _count(config.grid_x),
-            _count(config.waves),
-            size(config.modelled_bytes),
-            us(config.modelled_us),
-            _bound(candidate),
-            style="bold green" if wins else None,
-        )
-    return table
+def _styled(style: str, texts: Iterable[str]) -> Iterator[tuple[str, str]]:
+    return ((text, style) for text in texts)
 
 
-def _dropped(candidates: list[Candidate]) -> list[RenderableType]:
+def _kept_table(kept: list[Candidate], winner: Candidate | None, width: int) -> Iterator[tuple[str, str]]:
+    ordered = sorted(kept, key=lambda candidate: candidate.config.modelled_us)
+    cells = [_cells(candidate, "* " if candidate is winner else "  ") for candidate in ordered]
+    styles = ["bold", "bold", *("bold green" if candidate is winner else "" for candidate in ordered)]
+    rows = table([*HEADINGS, *cells], align="<" + ">" * (len(HEADINGS[0]) - 1), width=width, flexible=0, gap=" ")
+    for style, row in zip(styles, rows, strict=True):
+        yield from _styled(style, row)
+
+
+def _cells(candidate: Candidate, mark: str) -> tuple[str, ...]:
+    config, tile = candidate.config, candidate.config.tile
+    return (
+        mark + _short_name(candidate),
+        f"{tile.smem_bytes:,}",
+        str(tile.stages),
+        str(config.ctas_per_sm),
+        _count(config.grid_x),
+        _count(config.waves),
+        size(config.modelled_bytes),
+        us(config.modelled_us),
+        _bound(candidate),
+    )
+
+
+def _dropped(candidates: list[Candidate], width: int) -> Iterator[tuple[str, str]]:
     """Reasons, and below each the tiles that it drops."""
-    parts: list[RenderableType] = []
     for reason in dict.fromkeys(candidate.reason for candidate in candidates):
         names = ", ".join(_short_name(candidate) for candidate in candidates if candidate.reason == reason)
-        for text, indent in ((Text(f"{reason}:"), 2), (Text(names, style="yellow"), 4)):
-            parts.append(Padding(text, (0, 0, 0, indent), expand=False))
-    return parts
+        yield from _styled("", wrap(f"{reason}:", width, indent="  "))
+        yield from _styled("yellow", wrap(names, width, indent="    "))
 
 
 def _short_name(candidate: Candidate) -> str:
@@ -155,15 +147,6 @@ def _bound(candidate: Candidate) -> str:
 
 def _count(value: int) -> str:
     return str(value) if value < 100_000 else f"{value:.1e}"
-
-
-def size(value: float) -> str:
-    """Bytes with three digits and their unit."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 1000:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} PB"
 
 
 def _as_dict(struct: Any) -> dict[str, Any]:

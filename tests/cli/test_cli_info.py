@@ -1,16 +1,18 @@
 """`python -m mla_fp8 info`: what it says is what the library, the cache and the devices are."""
 
+import contextlib
+import io
 import json
 import platform
 
 import pytest
 import torch
-from rich.console import Console
 
 import mla_fp8
 from mla_fp8 import _native, jit
 from mla_fp8.__main__ import main
 from mla_fp8.cli import facts, info
+from mla_fp8.cli.terminal import Terminal
 from mla_fp8.config import Op, tiles
 from mla_fp8.explain.problem import DEFAULT_EXTENTS
 
@@ -26,10 +28,9 @@ def cache(tmp_path, monkeypatch):
 
 
 def shown(values: dict) -> str:
-    console = Console(width=80, highlight=False)
-    with console.capture() as capture:
-        info.show(values, console)
-    return capture.get()
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        info.show(values, Terminal())
+    return printed.getvalue()
 
 
 def test_info_json_holds_the_values(capsys):
