@@ -25,6 +25,7 @@ def _find_library() -> Path:
     return library
 
 
+_DEVICE_BYTES = 1024  # of mla_fp8_device's text
 LIBRARY = _find_library()
 torch.ops.load_library(str(LIBRARY))
 _functions = ctypes.CDLL(str(LIBRARY))  # what is not declared here takes and returns ints
@@ -45,6 +46,16 @@ def embedded_image(name: str) -> bytes:
     size = ctypes.c_size_t()
     data = _functions.mla_fp8_embedded_image(name.encode(), ctypes.byref(size))
     return ctypes.string_at(data, size.value) if data else b""
+
+
+def device(index: int) -> str:
+    """What the library knows of a GPU, as in "num_sms=132 dram_gbps=3017.5": fields of `_config.Device`."""
+    text = ctypes.create_string_buffer(_DEVICE_BYTES)
+    failed = _functions.mla_fp8_device(ctypes.c_int(index), text, ctypes.c_size_t(_DEVICE_BYTES))
+    said = text.value.decode(errors="replace")
+    if failed:
+        raise RuntimeError(said)
+    return said
 
 
 def force_tile(symbol: str | None) -> bool:

@@ -1,6 +1,7 @@
 """Which compiled tile runs a problem, and why: the public names of `mla_fp8.explain` and of the compiled `_config`."""
 
 from mla_fp8._config import Candidate, Config, Device, Op, Problem, Tile, candidates, select_config, tiles
+from mla_fp8.explain.device import device_limits
 from mla_fp8.explain.explain import explain
 from mla_fp8.explain.explanation import Explanation
 from mla_fp8.explain.forced_tile import forced_tile
@@ -15,6 +16,7 @@ __all__ = [
     "Problem",
     "Tile",
     "candidates",
+    "device_limits",
     "explain",
     "forced_tile",
     "problem_for",

@@ -3,10 +3,12 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 
 from mla_fp8.cli import EXIT_FAILED, EXIT_OK, Commands, integer_of
 from mla_fp8.cli.terminal import Terminal
 from mla_fp8.config import Device, explain
+from mla_fp8.explain.device import modelled
 from mla_fp8.explain.explanation import lines
 from mla_fp8.explain.problem import DEFAULT_EXTENTS, DEFAULT_M_ALIGNMENT, OUT_BYTES
 
@@ -46,22 +48,38 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         action="append",
         default=[],
         type=_setting,
-        metavar="NAME=VALUE",
-        help=f"change a limit or speed of the modelled H100: {', '.join(Device._fields)}; may be given again",
+        metavar="GPU",
+        help="what to model: h100, or the index of a GPU; default: the GPU here, else h100. NAME=VALUE changes "
+        f"a limit or speed: {', '.join(Device._fields)}; may be given again",
     )
     command.add_argument("--json", action="store_true", help="print the values as JSON")
     return command
 
 
-def _setting(text: str) -> tuple[str, float]:
+def _setting(text: str) -> Device | int | tuple[str, float]:
+    if text == "h100":
+        return Device()
+    if text.isdecimal():
+        return int(text)
     name, equals, value = text.partition("=")
     if not equals or name not in Device._fields:
-        rule = "must be NAME=VALUE of the modelled GPU, as in num_sms=114 (--help lists NAMEs)"
+        rule = "must be h100, an index or NAME=VALUE, as in num_sms=114 (--help lists NAMEs)"
         raise argparse.ArgumentTypeError(f"{rule}, got {text!r}")
     try:
         return name, type(getattr(Device(), name))(value)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{name} must be a number, got {value!r}") from None
+
+
+def _device(settings: Sequence[Device | int | tuple[str, float]]) -> Device | int | None:
+    """What `explain` takes: the last GPU that was named, with the changes."""
+    changes = dict(setting for setting in settings if isinstance(setting, tuple))
+    named = [setting for setting in settings if not isinstance(setting, tuple)]
+    base = named[-1] if named else None
+    if not changes:
+        return base
+    limits, _ = modelled(base)
+    return Device(**{name: getattr(limits, name) for name in Device._fields} | changes)
 
 
 def run(given: argparse.Namespace) -> int:
@@ -76,9 +94,9 @@ def run(given: argparse.Namespace) -> int:
             m_alignment=given.m_alignment,
             out_dtype=given.out_dtype,
             align_bytes=given.align,
-            device=Device(**dict(given.device)),
+            device=_device(given.device),
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED
     if given.json:

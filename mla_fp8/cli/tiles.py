@@ -5,20 +5,21 @@ from collections.abc import Iterator
 import torch
 
 from mla_fp8.cli.suite import HEADS, M_ALIGNMENT, Maker, Setting, Variant
-from mla_fp8.config import candidates, forced_tile, problem_for
+from mla_fp8.config import Device, candidates, device_limits, forced_tile, problem_for
 
 ROWS = (1, 33, 257)
 
 
 def each_tile(variant: Variant, seed: int, device: str) -> Iterator[tuple[str, list[str]]]:
     """What differs, by tile and number of tokens, for every tile that takes the problem."""
+    limits = Device() if device == "cpu" else device_limits(torch.device(device).index or 0)
     for s in ROWS:
         maker = Maker(Setting(s, torch.bfloat16, "normal", strided=False), seed, device)
         arguments = variant.make(maker)
         pe = arguments["q_pe"].shape[-1] if "q_pe" in arguments else 0
         out_dtype = "float8_e4m3fn" if "out_scale" in arguments else None
         problem = problem_for(variant.op, s, HEADS, pe=pe, m_alignment=M_ALIGNMENT, out_dtype=out_dtype)
-        for candidate in candidates(problem):
+        for candidate in candidates(problem, limits):
             if not candidate.kept:
                 continue
             symbol = candidate.config.tile.symbol

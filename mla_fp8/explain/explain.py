@@ -1,6 +1,7 @@
 """`explain()`: what `select_config`, which every CUDA launch asks, makes of a problem, and why."""
 
 from mla_fp8._config import Device, candidates, select_config
+from mla_fp8.explain.device import modelled
 from mla_fp8.explain.explanation import Explanation
 from mla_fp8.explain.problem import DEFAULT_M_ALIGNMENT, problem_for
 
@@ -16,7 +17,7 @@ def explain(
     m_alignment: int = DEFAULT_M_ALIGNMENT,
     out_dtype: object = None,
     align_bytes: int = 16,
-    device: Device | None = None,
+    device: Device | int | None = None,
 ) -> Explanation:
     """Every compiled tile of an op: what it would cost on this problem, which one runs it, and why the others do not.
 
@@ -30,15 +31,18 @@ def explain(
         m_alignment: rows that quantize_q_nope pads to.
         out_dtype: torch dtype or its name. Default: bfloat16, or float8_e4m3fn where the op writes nothing else.
         align_bytes: largest power of 2, at most 16, that divides every pointer and stride but the weights', in bytes.
-        device: limits and speeds. Default: an H100 SXM.
+        device: limits and speeds, or the index of a CUDA device, as in cuda:0. Default: torch's current CUDA device
+            where the kernels run on it, else an H100 SXM.
 
     Returns:
         An Explanation: `print` shows the table, `to_dict()` holds its values.
 
     Raises:
         ValueError: op; out_dtype; m_alignment; extents that no kernel supports, each with its rule.
+        RuntimeError: as `device_limits`, for an index.
 
-    Notes: pure and needs no GPU; a call of the op chooses the same tile.
+    Notes: launches nothing and needs no GPU. A call of the op on the modelled device chooses the same tile; another
+    GPU's limits and speeds may lead to another one.
 
     Source: docs/configuration.md.
 
@@ -49,10 +53,10 @@ def explain(
     problem = problem_for(
         op, s, heads, n=n, k=k, pe=pe, m_alignment=m_alignment, out_dtype=out_dtype, align_bytes=align_bytes
     )
-    limits = device or Device()
+    limits, modelled_on = modelled(device)
     considered = candidates(problem, limits)
     chosen = None
     if any(candidate.kept for candidate in considered):
         symbol = select_config(problem, limits).tile.symbol
         chosen = next(candidate for candidate in considered if candidate.config.tile.symbol == symbol)
-    return Explanation(problem, limits, considered, chosen)
+    return Explanation(problem, limits, considered, chosen, modelled_on)

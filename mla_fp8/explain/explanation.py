@@ -19,12 +19,16 @@ BOUND_NAMES = {"dram_us": "DRAM", "l2_us": "L2", "sm_us": "SM", "mma_us": "MMA"}
 
 @dataclass(frozen=True)
 class Explanation:
-    """The candidates of a problem in table order, and the one that runs it: None if all are dropped."""
+    """The candidates of a problem in table order, and the one that runs it: None if all are dropped.
+
+    `modelled_on` says in words which GPU `device` is; empty where it is none that is known.
+    """
 
     problem: Problem
     device: Device
     candidates: list[Candidate]
     winner: Candidate | None
+    modelled_on: str = ""
 
     def why(self) -> str:
         """One sentence: why the winner runs it."""
@@ -50,10 +54,11 @@ class Explanation:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The same values for JSON: problem, device, candidates, winner (a symbol or None), why."""
+        """The same values for JSON: problem, device, modelled_on, candidates, winner (a symbol or None), why."""
         return {
             "problem": _as_dict(self.problem),
             "device": _as_dict(self.device),
+            "modelled_on": self.modelled_on,
             "candidates": [_flat(candidate) for candidate in self.candidates],
             "winner": None if self.winner is None else self.winner.config.tile.symbol,
             "why": self.why(),
@@ -69,7 +74,7 @@ def lines(explanation: Explanation, width: int = PLAIN_WIDTH) -> Iterator[tuple[
     kept = [candidate for candidate in considered if candidate.kept]
     dropped = [candidate for candidate in considered if not candidate.kept]
     yield from _styled("bold", wrap(_headline(explanation.problem), width))
-    yield from _styled("", [*wrap(_limits(explanation.device), width), ""])
+    yield from _styled("", [*wrap(_limits(explanation), width), ""])
     if kept:
         yield from _kept_table(kept, winner, width)
         yield from _styled("dim", [*wrap(LEGEND, width), ""])
@@ -133,8 +138,8 @@ def _headline(problem: Problem) -> str:
     return f"{problem.op.name}: s={problem.s}, heads={problem.heads}, {extents}{pe}, {elements}"
 
 
-def _limits(device: Device) -> str:
-    name = "an H100: " if _as_dict(device) == _as_dict(Device()) else ""
+def _limits(explanation: Explanation) -> str:
+    device, name = explanation.device, f"{explanation.modelled_on}: " if explanation.modelled_on else ""
     shared = f"{device.smem_bytes_per_cta:,} bytes of shared memory a CTA"
     return f"modelled on {name}{device.num_sms} SMs, {shared}, {device.dram_gbps:,.0f} GB/s"
 

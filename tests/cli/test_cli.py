@@ -138,7 +138,7 @@ def test_explain_function_is_text_and_values():
     assert json.loads(json.dumps(explanation.to_dict())) == explanation.to_dict()
 
 
-@pytest.mark.parametrize("module", ["explain", "forced_tile", "problem"])
+@pytest.mark.parametrize("module", ["device", "explain", "forced_tile", "problem"])
 def test_docstring_example_runs(module):
     ran = doctest.testmod(importlib.import_module(f"mla_fp8.explain.{module}"))
     assert ran.attempted > 0

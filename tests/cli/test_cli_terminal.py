@@ -13,7 +13,7 @@ from mla_fp8.__main__ import main
 from mla_fp8.cli import check, suite
 from mla_fp8.cli.terminal import Terminal, progress
 
-EXPLAIN = ["explain", "--op", "absorb_q", "--s", "17"]
+EXPLAIN = ["explain", "--op", "absorb_q", "--s", "17", "--device", "h100"]
 WITHOUT_RICH = "import sys; sys.modules['rich'] = None; from mla_fp8.__main__ import main; sys.exit(main(sys.argv[1:]))"
 
 

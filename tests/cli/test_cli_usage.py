@@ -57,7 +57,7 @@ def test_help_fits_80_columns(capsys, monkeypatch, command):
         ("explain --op bmm --s 99999999999999999999", "--s: must be an integer in ["),
         (
             "explain --op bmm --s 1 --device num_sms",
-            "--device: must be NAME=VALUE of the modelled GPU, as in num_sms=114 (--help lists NAMEs), got 'num_sms'",
+            "--device: must be h100, an index or NAME=VALUE, as in num_sms=114 (--help lists NAMEs), got 'num_sms'",
         ),
         ("explain --op softmax --s 1", "--op: invalid choice: 'softmax' (choose from "),
     ],
