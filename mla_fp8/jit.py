@@ -33,7 +33,7 @@ _ERROR_BYTES = 8192
 _log = logging.getLogger("mla_fp8")
 _lock = threading.Lock()
 _images: dict[str, Any] = {}  # what the driver was given must stay where it is
-_library: ctypes.CDLL | None = None
+_library: ctypes.CDLL  # from `register` on, which importing mla_fp8 calls
 
 
 def source_directory() -> Path:
@@ -140,8 +140,6 @@ def warm_up(device_index: int = 0) -> None:
     Example:
         >>> warm_up() if torch.cuda.is_available() else None
     """
-    if _library is None:
-        raise RuntimeError("warm_up: the op library must be loaded, got none: import mla_fp8 first")
     error = ctypes.create_string_buffer(_ERROR_BYTES)
     if _library.mla_fp8_warm_up(ctypes.c_int(device_index), error, ctypes.c_size_t(_ERROR_BYTES)) != 0:
         raise RuntimeError(error.value.decode(errors="replace"))
@@ -149,8 +147,6 @@ def warm_up(device_index: int = 0) -> None:
 
 def embedded_refusal(device_index: int = 0) -> str:
     """Empty where a GPU runs the embedded kernels, which are loaded then; else why not. Compiles nothing."""
-    if _library is None:
-        raise RuntimeError("embedded_refusal: the op library must be loaded, got none: import mla_fp8 first")
     _library.mla_fp8_set_image_loader(None)
     try:
         warm_up(device_index)

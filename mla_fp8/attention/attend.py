@@ -11,6 +11,7 @@ from mla_fp8.errors import require
 
 __all__ = ["attend_latents"]
 
+WHERE = "attend_latents"  # as errors name it
 TORCH = "torch"
 _failed: set[str] = set()  # libraries that are not asked again
 
@@ -59,24 +60,9 @@ def attend_latents(
         >>> attend_latents(q, *cache.split([512, 64], dim=-1), scale=192**-0.5).shape
         torch.Size([2, 1, 16, 512])
     """
-    where = "attend_latents"
-    for name, tensor, rank in (("q", q, 4), ("kv_latent", kv_latent, 3), ("k_pe", k_pe, 3)):
-        require(tensor.dim() == rank, where, name, f"have {rank} dimensions", list(tensor.shape))
-        require(tensor.dtype == q.dtype, where, name, f"be {q.dtype} as q is", tensor.dtype)
-    (batch, queries, heads, width), (tokens, lora) = q.shape, kv_latent.shape[1:]
-    for name, tensor, shape in (
-        ("kv_latent", kv_latent, [batch, tokens, lora]),
-        ("k_pe", k_pe, [batch, tokens, width - lora]),
-    ):
-        require(list(tensor.shape) == shape, where, name, f"be {shape}", list(tensor.shape))
-
-    if mask is not None:
-        shapes = (batch, 1), (heads, 1), (queries,), (tokens,)
-        ok = mask.dim() == 4 and all(extent in allowed for extent, allowed in zip(mask.shape, shapes, strict=True))
-        require(ok, where, "mask", f"broadcast to {[batch, heads, queries, tokens]}", list(mask.shape))
-
+    _check(q, kv_latent, k_pe, mask)
     traced = torch.compiler.is_compiling()
-    require(not traced or backend in (None, TORCH), where, "backend", "be None or torch under torch.compile", backend)
+    require(not traced or backend in (None, TORCH), WHERE, "backend", "be None or torch under torch.compile", backend)
     chosen = None if traced else _library_for(backend, q, kv_latent, k_pe, mask, scale)
     if chosen is None:
         return _in_pytorch(q, kv_latent, k_pe, mask, scale)
@@ -88,17 +74,33 @@ def attend_latents(
         if backend is not None:
             raise
         _failed.add(library)
-        warnings.warn(f"{where}: {library} failed and is not asked again: {failure}", stacklevel=2)
+        warnings.warn(f"{WHERE}: {library} failed and is not asked again: {failure}", stacklevel=2)
         return _in_pytorch(q, kv_latent, k_pe, mask, scale)
+
+
+def _check(q: Tensor, kv_latent: Tensor, k_pe: Tensor, mask: Tensor | None) -> None:
+    for name, tensor, rank in (("q", q, 4), ("kv_latent", kv_latent, 3), ("k_pe", k_pe, 3)):
+        require(tensor.dim() == rank, WHERE, name, f"have {rank} dimensions", list(tensor.shape))
+        require(tensor.dtype == q.dtype, WHERE, name, f"be {q.dtype} as q is", tensor.dtype)
+    (batch, queries, heads, width), (tokens, lora) = q.shape, kv_latent.shape[1:]
+    for name, tensor, shape in (
+        ("kv_latent", kv_latent, [batch, tokens, lora]),
+        ("k_pe", k_pe, [batch, tokens, width - lora]),
+    ):
+        require(list(tensor.shape) == shape, WHERE, name, f"be {shape}", list(tensor.shape))
+    if mask is not None:
+        shapes = (batch, 1), (heads, 1), (queries,), (tokens,)
+        ok = mask.dim() == 4 and all(extent in allowed for extent, allowed in zip(mask.shape, shapes, strict=True))
+        require(ok, WHERE, "mask", f"broadcast to {[batch, heads, queries, tokens]}", list(mask.shape))
 
 
 def _library_for(
     backend: str | None, q: Tensor, kv_latent: Tensor, k_pe: Tensor, mask: Tensor | None, scale: float
 ) -> tuple[str, backends.Call] | None:
     """The library to ask, and its call; or None for PyTorch."""
-    names, where, reason = list(backends.PLANNERS), "attend_latents", None
+    names, reason = list(backends.PLANNERS), None
     known = backend in (None, TORCH, *names)
-    require(known, where, "backend", f"be one of {', '.join((TORCH, *names))}", repr(backend))
+    require(known, WHERE, "backend", f"be one of {', '.join((TORCH, *names))}", repr(backend))
     if backend == TORCH:
         return None
     try:
@@ -109,7 +111,7 @@ def _library_for(
                 return name, call
     except ValueError as error:
         reason = str(error)
-    require(backend is None, where, "backend", f"be one that can run the call ({reason})", repr(backend))
+    require(backend is None, WHERE, "backend", f"be one that can run the call ({reason})", repr(backend))
     return None
 
 
