@@ -188,6 +188,7 @@ def test_help_names_every_command(capsys):
 
 
 def test_colours_on_a_terminal():
+    pytest.importorskip("rich", reason="an optional extra, which `make test` installs")
     pty = pytest.importorskip("pty")
     terminal, inside = pty.openpty()
     environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | {"TERM": "xterm-256color"}

@@ -101,6 +101,7 @@ def test_closed_pipe_is_no_traceback(command, options):
 
 
 def test_no_color_is_heeded_on_a_terminal():
+    pytest.importorskip("rich", reason="an optional extra, which `make test` installs")
     pty = pytest.importorskip("pty")
     terminal, inside = pty.openpty()
     environment = os.environ | {"TERM": "xterm-256color", "NO_COLOR": "1"}
