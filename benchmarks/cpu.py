@@ -8,29 +8,33 @@ get what a model holds. The ratio is over the faster of the two fp32 rows. On a 
 """
 
 import argparse
-import datetime
 import importlib.util
 import itertools
-import json
-import os
-import platform
 import statistics
 import sys
 import time
+import types
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from report import again, progress, source_version
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-import mla_fp8
 from mla_fp8 import reference
 from mla_fp8.__main__ import INTERRUPTED
+
+if not __package__:  # run by its path, which says where the package is
+    __package__ = "benchmarks"
+    sys.modules[__package__] = types.ModuleType(__package__)
+    sys.modules[__package__].__path__ = [str(Path(__file__).resolve().parent)]
+
+from .bench import plot
+from .bench.measure import relative_error
+from .bench.report import again, cpu_environment, grid, parser_of, progress, write_whole
 
 OPS = {"absorb_q": (512, 128, "q_out"), "v_up": (128, 512, "v_out")}  # n and k of DeepSeek-V3, the output's name
 SIDES = {"front": "absorb_q", "back": "v_up"}  # as `python -m mla_fp8 bench` calls the ops
@@ -38,9 +42,7 @@ PEER = "fp32 bmm"  # what the ratio column is over: the faster fp32 row
 DEFAULT_HEADS, DEFAULT_THREADS = 128, 2
 TARGETS = {1: 0.5, 16: 0.8, 128: 1.0}  # S -> share of PEER's time
 TARGET_SETTING = (DEFAULT_HEADS, DEFAULT_THREADS)
-OWN_BOUND = (
-    3e-3  # relative Frobenius error against the reference: the output's bf16 rounding (2^-9 at most, 1.7e-3 rms)
-)
+OWN_BOUND = 3e-3  # relative error from the reference: the output's bf16 rounding, 2^-9 at most, 1.7e-3 rms
 PEER_BOUND = 4e-2  # bmm multiplies unquantized activations: FP8 rounds them with 2.6e-2
 SLOW_MS = 20_000.0  # a contender stops short of --rounds once it has run this long in all
 MIN_SAMPLES = 5
@@ -72,10 +74,6 @@ class Row:
 
 def size_bytes(*tensors: Tensor) -> int:
     return sum(x.numel() * x.element_size() for x in tensors)
-
-
-def relative_error(got: Tensor, want: Tensor) -> float:
-    return float((got.double() - want.double()).norm() / want.double().norm())
 
 
 def peer(name: str, dtype: torch.dtype, x: Tensor, dense: Sequence[Tensor], repack: bool) -> Contender:
@@ -115,15 +113,21 @@ def contenders(op: str, s: int, heads: int, copies: int) -> tuple[list[Contender
     return [own, *peers], want
 
 
-def measure(
-    op: str, s: int, heads: int, copies: int, rounds: int, tick: Callable[[], object] = lambda: None
-) -> list[Row]:
-    entries, want = contenders(op, s, heads, copies)
+def check(entries: Sequence[Contender], s: int, want: Tensor) -> list[float]:
+    """The error of each. Raises: ValueError, where one is too large."""
     errors = [relative_error(entry.calls[0](), want) for entry in entries]
     for index, (entry, error) in enumerate(zip(entries, errors, strict=True)):
         bound = PEER_BOUND if index else OWN_BOUND
         if not error < bound:
             raise ValueError(f"{entry.name} at S={s}: relative error must be below {bound}, got {error:.2e}")
+    return errors
+
+
+def measure(
+    op: str, s: int, heads: int, copies: int, rounds: int, tick: Callable[[], object] = lambda: None
+) -> list[Row]:
+    entries, want = contenders(op, s, heads, copies)
+    errors = check(entries, s, want)
     samples: list[list[float]] = [[] for _ in entries]
     for turn in range(rounds):
         tick()
@@ -141,46 +145,28 @@ def measure(
         gbps = entry.bytes / ms / 1e6
         rows.append(Row(op, s, heads, entry.name, len(times), ms, p20, p80, min(times), gbps, error))
     fastest = min(row.ms for row in rows if row.contender.startswith(PEER))
-    side = next(side for side, one in SIDES.items() if one == op)
-    options = {"device": "cpu", "sides": side, "s": s, "heads": heads, "rounds": rounds}
-    defaults = {"heads": DEFAULT_HEADS, "threads": DEFAULT_THREADS}  # left out, so that the line fits 80 columns
-    options |= {"threads": torch.get_num_threads()}
-    command = again({name: value for name, value in options.items() if value != defaults.get(name)})
+    command = repeating(op, s, heads, rounds)
     return [replace(row, ratio=row.ms / fastest, reproduce=command) for row in rows]
 
 
-def cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
-
-
-def environment(threads: int) -> dict[str, object]:
-    """What a result says about its origin."""
-    return {
-        "cpu": cpu_model(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "cpus": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
-        "threads": threads,
-        "torch": torch.__version__,
-        "mla_fp8": mla_fp8.__version__,
-        "commit": source_version(["git", "rev-parse", "HEAD"]),
-        "date": datetime.date.today().isoformat(),
-    }
+def repeating(op: str, s: int, heads: int, rounds: int) -> str:
+    """The command that measures this case again."""
+    side = next(side for side, one in SIDES.items() if one == op)
+    options = {"device": "cpu", "sides": side, "s": s, "heads": heads, "rounds": rounds}
+    options |= {"threads": torch.get_num_threads()}
+    defaults = {"heads": DEFAULT_HEADS, "threads": DEFAULT_THREADS}  # left out, so that the line fits 80 columns
+    return again({name: value for name, value in options.items() if value != defaults.get(name)})
 
 
 def table_of(rows: Sequence[Row], threads: int) -> Table:
     first = rows[0]
     title = f"{first.op}, S = {first.s}, H = {first.heads}, {threads} threads; error from reference"
     target = TARGETS.get(first.s) if (first.heads, threads) == TARGET_SETTING else None
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=0, collapse_padding=True)
     columns = ["contender", "ms", "p20", "p80", "min", "GB/s", "error", f"x {PEER}", *(["target"] if target else [])]
-    for column in columns:
-        table.add_column(column, justify="left" if column == "contender" else "right", no_wrap=True)
+    table = grid(title, *columns)
+    table.box, table.padding, table.collapse_padding = box.SIMPLE, (0, 0, 0, 0), True
+    for column in table.columns:
+        column.no_wrap = True
     for row in rows:
         own = row.contender.startswith("mla_fp8")
         verdict = [f"{target} {'met' if row.ratio <= target else 'missed'}" if own else ""] if target else []
@@ -190,48 +176,53 @@ def table_of(rows: Sequence[Row], threads: int) -> Table:
     return table
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> argparse.ArgumentParser:
+    parser = parser_of(__doc__, commit=False)
     parser.add_argument("--op", nargs="+", choices=list(OPS), default=list(OPS))
     parser.add_argument("--s", nargs="+", type=int, default=list(TARGETS), help="tokens")
     parser.add_argument("--heads", nargs="+", type=int, default=[DEFAULT_HEADS])
     parser.add_argument("--threads", type=int, default=DEFAULT_THREADS)
     parser.add_argument("--rounds", type=int, default=50, help="samples of each contender")
     parser.add_argument("--copies", type=int, default=4, help="of the weights, taken in turn")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows and where they come from")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw time over S (.svg or .png)")
-    args = parser.parse_args()
+    return parser
+
+
+def compare(args: argparse.Namespace, console: Console) -> list[Row]:
+    cases = list(itertools.product(args.op, args.heads, args.s))
+    rows: list[Row] = []
+    with progress(console) as bar:
+        task = bar.add_task("", total=len(cases) * args.rounds)
+        for op, heads, s in cases:
+            bar.update(task, description=f"{op}  S={s} H={heads}")
+            rows += (case := measure(op, s, heads, args.copies, args.rounds, lambda: bar.advance(task)))
+            console.print(table_of(case, args.threads))
+            console.print(f"again: {case[0].reproduce}\n", style="dim", highlight=False, soft_wrap=True)
+    return rows
+
+
+@torch.no_grad()
+def main() -> int:
+    args, console = parser().parse_args(), Console()
     torch.set_num_threads(args.threads)
-    console = Console()
     if args.plot and importlib.util.find_spec("matplotlib") is None:
         console.print("benchmarks/cpu.py: --plot needs matplotlib")
         return 2
-    where = environment(args.threads)
-    rows: list[Row] = []
+    where = cpu_environment(args.threads)
     try:
-        cases = list(itertools.product(args.op, args.heads, args.s))
-        with progress(console) as bar:
-            task = bar.add_task("", total=len(cases) * args.rounds)
-            for op, heads, s in cases:
-                bar.update(task, description=f"{op}  S={s} H={heads}")
-                rows += (case := measure(op, s, heads, args.copies, args.rounds, lambda: bar.advance(task)))
-                console.print(table_of(case, args.threads))
-                console.print(f"again: {case[0].reproduce}", style="dim", highlight=False, soft_wrap=True)
-                console.print()
+        rows = compare(args, console)
     except ValueError as error:
         console.print(f"wrong result: {error}", style="red")
         return 1
     except KeyboardInterrupt:
         return INTERRUPTED
-    shown = where | {"commit": str(where["commit"])[:12]}
-    console.print(", ".join(f"{key} {value}" for key, value in shown.items()), style="dim")
+    console.print(", ".join(f"{key} {value}" for key, value in where.items()), style="dim")
     if args.json:
-        args.json.write_text(json.dumps({**where, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+        write_whole(args.json, map(asdict, rows), where)
     if args.plot:
-        importlib.import_module("plot").draw_cpu(args.plot, rows)
+        plot.draw_cpu(args.plot, rows)
     return 0
 
 
 if __name__ == "__main__":
-    with torch.no_grad():
-        sys.exit(main())
+    sys.exit(main())

@@ -4,6 +4,8 @@
     python benchmarks/gpu.py --quick        fewer shapes, replays and configurations
     python benchmarks/gpu.py --chain        between a kernel that writes q_nope and one that reads q
     python benchmarks/gpu.py --host         host µs a call
+    python benchmarks/gpu.py --quantize     quantize_q_nope beside copies of the same bytes
+    python benchmarks/gpu.py --dram-bytes   no times: the bytes that go to and from DRAM, counted with ncu
 
 Sides: front512, front576, front576_fp8 (together: front), back, back_fp8 (together: back), gemm.
 
@@ -11,40 +13,44 @@ Method. A contender's time is that of a CUDA graph of back-to-back launches over
 outputs) that together exceed L2 three times, divided by the launches; the graphs of all contenders of a case replay in
 turn, and the table has the median and the 20th and 80th percentile over the replays. Everything is checked first, each
 result against its reference in float64: a wrong one ends the program with status 1 before any time is printed. GB/s
-and % of stream count the bytes that a side cannot avoid (sides.py). `floor` is one launch that moves these bytes and
-computes nothing (floor.py). Status 3: all was measured but for an op of mla_fp8 that failed.
+and % of stream count the bytes that a side cannot avoid (bench/sides.py). `floor` is one launch that moves these bytes
+and computes nothing (bench/triton_calls.py). Status 3: all was measured but for an op of mla_fp8 that failed.
 """
 
 import argparse
-import importlib
 import importlib.util
 import os
 import subprocess
 import sys
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import floor
-import plot
-import timing
 import torch
-from measure import Case, Row, WrongResult
-from report import again, environment, origin, progress, show, write_json
 from rich.console import Console
 from rich.progress import Progress
-from sides import GROUPS, SIDES
 
-import mla_fp8  # noqa: F401  loads the ops
 from mla_fp8.__main__ import INTERRUPTED
+
+if not __package__:  # run by its path, which says where the package is
+    __package__ = "benchmarks"
+    sys.modules[__package__] = types.ModuleType(__package__)
+    sys.modules[__package__].__path__ = [str(Path(__file__).resolve().parent)]
+
+from .bench import bytes_moved, chain_and_host, plot, report, timing, triton_calls
+from .bench.measure import Case, Row, WrongResult
+from .bench.sides import GROUPS, SIDES
 
 DEFAULT_S = "1,16,32,64,128,256,512,1024,2048,8192,65536"
 QUICK_S = "1,64,512"
 QUICK_REPLAYS = 10
 MAX_COMPILE_S = 2048  # beyond, kernels are the same and memory is short for several processes
-
-
-def integers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+MODES = {
+    "chain": (chain_and_host.chain, "µs that the op adds to a chain of kernels"),
+    "host": (chain_and_host.host, "host µs a call"),
+    "quantize": (bytes_moved.quantize, "quantize_q_nope beside copies of the same bytes"),
+    "dram_bytes": (bytes_moved.dram_bytes, "bytes to and from DRAM, counted with ncu"),
+}
 
 
 def side_names(text: str) -> list[str]:
@@ -55,21 +61,20 @@ def side_names(text: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--s", type=integers, help=f"tokens (default {DEFAULT_S}; with --quick {QUICK_S})")
-    parser.add_argument("--heads", type=integers, default=[128])
+def parser() -> argparse.ArgumentParser:
+    parser = report.parser_of(__doc__)
+    parser.add_argument("--s", type=report.integers, help=f"tokens (default {DEFAULT_S}; with --quick {QUICK_S})")
+    parser.add_argument("--heads", type=report.integers, default=[128])
     parser.add_argument("--sides", type=side_names, default=side_names("front,back"))
     parser.add_argument("--replays", type=int, default=timing.REPLAYS)
-    parser.add_argument("--json", type=Path, help="write one JSON object a row")
     parser.add_argument("--plot", type=Path, help="draw time and fraction of the floor over S (.svg or .png)")
     parser.add_argument("--quick", action="store_true", help="fewer shapes, replays and configurations")
-    parser.add_argument("--chain", action="store_true", help="µs that the op adds to a chain of kernels")
-    parser.add_argument("--host", action="store_true", help="host µs a call")
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) // 2), help="processes that compile")
     parser.add_argument("--compile-only", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--commit", help="for the JSON rows, where git cannot tell")
-    return parser.parse_args()
+    parser.add_argument("--launch-once", action="store_true", help=argparse.SUPPRESS)
+    for name, (_, text) in MODES.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", dest="mode", action="store_const", const=name, help=text)
+    return parser
 
 
 def compile_in_parallel(cases: list[Case], options: argparse.Namespace, bar: Progress) -> None:
@@ -87,17 +92,16 @@ def compile_in_parallel(cases: list[Case], options: argparse.Namespace, bar: Pro
         list(pool.map(compile_one, small))
 
 
-def compare(options: argparse.Namespace, console: Console, facts: dict[str, str | None]) -> list[Row]:
-    where = origin(facts)
-    s_values = options.s or integers(QUICK_S if options.quick else DEFAULT_S)
-    cases = [Case(SIDES[side], s, h) for side in options.sides for h in options.heads for s in s_values]
-    if options.compile_only:
-        for case in cases:
-            case.compile(options.quick)
-        return []
+def cases_of(options: argparse.Namespace) -> list[Case]:
+    s_values = options.s or report.integers(QUICK_S if options.quick else DEFAULT_S)
+    return [Case(SIDES[side], s, h) for side in options.sides for h in options.heads for s in s_values]
+
+
+def compare(options: argparse.Namespace, console: Console, facts: report.Facts) -> list[Row]:
+    cases = cases_of(options)
     replays = QUICK_REPLAYS if options.quick else options.replays
     rows: list[Row] = []
-    with progress(console) as bar:
+    with report.progress(console) as bar:
         compile_in_parallel(cases, options, bar)
         checked = bar.add_task("check", total=len(cases))
         right = []
@@ -105,7 +109,7 @@ def compare(options: argparse.Namespace, console: Console, facts: dict[str, str 
             bar.update(checked, description=f"check {case.title}")
             right.append(case.check(options.quick))
             bar.advance(checked)
-        stream_gbps, how = floor.stream_ceiling(options.quick)
+        stream_gbps, how = triton_calls.stream_ceiling(options.quick)
         console.print(f"stream ceiling: {stream_gbps:.0f} GB/s read and written ({how})")
         timed = bar.add_task("time", total=len(cases) * (replays + 1))
         for case, configs in zip(cases, right, strict=True):
@@ -115,42 +119,48 @@ def compare(options: argparse.Namespace, console: Console, facts: dict[str, str 
             measured = case.time(replays, stream_gbps, lambda: bar.advance(timed))
             for row in measured:
                 where_row = {"device": "cuda", "sides": row.side, "s": row.s, "heads": row.heads, "rounds": replays}
-                row.reproduce = again(where_row) + " --quick" * options.quick
-            show(console, measured, where)
+                row.reproduce = report.again(where_row) + " --quick" * options.quick
+            report.show(console, measured, report.origin(facts))
             rows += measured
             if options.json:  # after every case: a long run that is cut off keeps what it has
-                write_json(options.json, rows, facts)
+                report.write_json(options.json, rows, facts)
     return rows
 
 
+def failures(rows: list[Row]) -> list[str]:
+    return [f"{row.contender} ({row.side}, S={row.s}, H={row.heads})" for row in rows if row.ours and row.us is None]
+
+
+@torch.no_grad()
 def main() -> int:
-    options = arguments()
-    console = Console(width=None if sys.stdout.isatty() else 150)
-    if not torch.cuda.is_available():
-        console.print("benchmarks/gpu.py: needs a CUDA device; benchmarks/cpu.py runs without one")
+    options, console = parser().parse_args(), report.console_of()
+    if report.needs_gpu(console):
         return 2
     if options.plot and importlib.util.find_spec("matplotlib") is None:
         console.print("benchmarks/gpu.py: --plot needs matplotlib")
         return 2
-    facts = environment(options.commit)
-    with torch.no_grad():
-        if options.chain or options.host:
-            results = importlib.import_module("chain" if options.chain else "host").run(options, console)
-            console.print(origin(facts))
-            if options.json:
-                write_json(options.json, results, facts)
-            return 0
-        try:
-            rows = compare(options, console, facts)
-        except WrongResult as error:
-            console.print(f"wrong result: {error}", style="bold red", markup=False)
-            return 1
-        except KeyboardInterrupt:
-            return INTERRUPTED
+    if options.launch_once:
+        bytes_moved.launch_once(options.s[0], options.heads[0])
+        return 0
+    if options.compile_only:
+        for case in cases_of(options):
+            case.compile(options.quick)
+        return 0
+    facts = report.environment(options.commit)
+    try:
+        if options.mode:
+            records, status = MODES[options.mode][0](options, console)
+            report.finish(console, options, records, facts)
+            return status
+        rows = compare(options, console, facts)
+    except WrongResult as error:
+        console.print(f"wrong result: {error}", style="bold red", markup=False)
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
     if options.plot:
         plot.draw(options.plot, rows)
-    failed = [f"{row.contender} ({row.side}, S={row.s}, H={row.heads})" for row in rows if row.ours and row.us is None]
-    if failed:
+    if failed := failures(rows):
         console.print(f"own ops that failed: {', '.join(failed)}", style="bold red", markup=False)
     return 3 if failed else 0
 

@@ -1,11 +1,12 @@
-"""Measures the committed records again, each by its own command, and writes them where `tables.py` finds them.
+"""Measures the committed records again, each by its own command, and writes them where tables.py finds them.
 
     python benchmarks/record.py                    all that a GPU can measure, or without one what a CPU can
     python benchmarks/record.py gpu tiles          these
     python benchmarks/record.py --into build/results --commit abc1234
     python benchmarks/record.py --list             the commands
 
-Then `python benchmarks/tables.py` fills the tables of README and docs. Status 1: a command failed, and the others ran.
+Then `python -m benchmarks.bench.tables` fills the tables of README and docs. Status 1: a command failed, and the others
+ran.
 """
 
 import argparse
@@ -13,27 +14,34 @@ import shlex
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import torch
-from report import HERE
-from tables import RESULTS
 
+if not __package__:  # run by its path, which says where the package is
+    __package__ = "benchmarks"
+    sys.modules[__package__] = types.ModuleType(__package__)
+    sys.modules[__package__].__path__ = [str(Path(__file__).resolve().parent)]
+
+from .bench.report import HERE, RESULTS
+
+GPU = "benchmarks/gpu.py"
 ON_GPU = {
-    "gpu": "gpu.py --s 1,16,64,128,512,2048,8192 --sides front,back,gemm",
-    "rows": "gpu.py --quick --s 4,32,256,1024,65536 --sides front,back",
-    "heads": "gpu.py --quick --replays 20 --heads 8,16,32,64 --s 1,16,128,1024 --sides front512,back,back_fp8",
-    "tiles": "tiles.py",
-    "chain": "gpu.py --chain",
-    "host": "gpu.py --host",
-    "quantize": "quantize.py",
-    "decode_step": "decode_step.py",
-    "dram_bytes": "dram_bytes.py",
-    "prefill": "prefill.py",
-    "sglang_hook": "sglang_hook.py",
-    "tensor_parallel": "tensor_parallel.py",
+    "gpu": f"{GPU} --s 1,16,64,128,512,2048,8192 --sides front,back,gemm",
+    "rows": f"{GPU} --quick --s 4,32,256,1024,65536 --sides front,back",
+    "heads": f"{GPU} --quick --replays 20 --heads 8,16,32,64 --s 1,16,128,1024 --sides front512,back,back_fp8",
+    "tiles": "benchmarks/tiles.py",
+    "chain": f"{GPU} --chain",
+    "host": f"{GPU} --host",
+    "quantize": f"{GPU} --quantize",
+    "decode_step": "-m benchmarks.layers.decode_step",
+    "dram_bytes": f"{GPU} --dram-bytes",
+    "prefill": "-m benchmarks.layers.prefill",
+    "sglang_hook": "-m benchmarks.layers.sglang_hook",
+    "tensor_parallel": "-m benchmarks.layers.tensor_parallel",
 }
-ON_CPU = {"cpu": "cpu.py", "quality": "quality.py"}
+ON_CPU = {"cpu": "benchmarks/cpu.py", "quality": "-m benchmarks.quality.evaluate"}
 COMMANDS = ON_GPU | ON_CPU
 SEVERAL_GPUS = "tensor_parallel"
 
@@ -54,23 +62,21 @@ def main() -> int:
         parser.error(f"NAME must be one of {', '.join(COMMANDS)}, got {unknown[0]}")
     if options.list:
         for name in options.names or COMMANDS:
-            print(f"{name:<12} python benchmarks/{COMMANDS[name]}")
+            print(f"{name:<15} python {COMMANDS[name]}")
         return 0
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    failed = []
     here = [name for name in ON_GPU if name != SEVERAL_GPUS or torch.cuda.device_count() > 1] if gpu else list(ON_CPU)
+    failed = False
     for name in options.names or here:
-        script, *arguments = shlex.split(COMMANDS[name])
         file = options.into.resolve() / file_of(name, gpu)
-        arguments += ["--json", str(file)]
+        command = [sys.executable, *shlex.split(COMMANDS[name]), "--json", str(file)]
         if options.commit and name in ON_GPU:
-            arguments += ["--commit", options.commit]
+            command += ["--commit", options.commit]
         began = time.monotonic()
-        status = subprocess.run([sys.executable, str(HERE / script), *arguments]).returncode
+        status = subprocess.run(command, cwd=HERE.parent).returncode
         print(f"{name}: status {status}, {time.monotonic() - began:.0f} s, {file}", flush=True)
-        if status:
-            failed.append(name)
-    return int(bool(failed))
+        failed |= bool(status)
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -1,80 +1,221 @@
-"""Times every tile that can run a problem, beside the one that select_config chooses.
+"""Times every tile that can run a problem, beside the one that select_config chooses, and torch.bmm.
 
-    python benchmarks/tiles.py                              a table; status 1 if a choice is over LIMIT of the best
-    python benchmarks/tiles.py --json tiles.json --s 1,64 --heads 16,128
+    python benchmarks/tiles.py                            the published list of (H, S): some thousand cases
+    python benchmarks/tiles.py --s 1,64 --heads 16,128 --sides front512,back
+    python benchmarks/tiles.py --json tiles.json --resume --budget-s 500     goes on where a run before was cut off
+    python benchmarks/tiles.py --list                     the cases, and measures nothing
 
-Same buffers, rotation and interleaving as benchmarks/gpu.py. A tile's result must have the chosen one's bits.
+Rotation through L2, graphs and interleaving as in gpu.py; a set's tensors are cut from one pool, which makes a case
+take tens of milliseconds. The chosen tile is checked against the reference, every other must have its bits. A tile that
+takes SLOW times as long as the fastest in a first round is not timed further. Where the output is bf16, torch.bmm
+into the output is beside (into a view of q, and a copy of q_pe), with the weights in the faster of two layouts. Tiles
+for unaligned tensors are left out. Status 1: a result is wrong, or a choice takes over LIMIT of the best tile's time;
+2: no GPU; 3: the budget is spent.
 """
 
 import argparse
+import itertools
+import json
+import math
+import statistics
 import sys
-from functools import partial
+import time
+import types
+from collections.abc import Iterable, Mapping
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
-import measure
-import timing
 import torch
-from contenders import ours
-from gpu import integers, side_names
-from report import environment, write_json
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
-from sides import SIDES, Side, device_of
+from torch import Tensor
 
-from mla_fp8.config import candidates, forced_tile, select_config
+from mla_fp8 import reference
+from mla_fp8.config import Device, candidates, forced_tile, select_config
+from mla_fp8.formats import E4M3, FP8_MAX
 
+if not __package__:  # run by its path, which says where the package is
+    __package__ = "benchmarks"
+    sys.modules[__package__] = types.ModuleType(__package__)
+    sys.modules[__package__].__path__ = [str(Path(__file__).resolve().parent)]
+
+from .bench import report, tables, timing
+from .bench.contenders import TORCH, WEIGHT_LAYOUTS, Contender, ours
+from .bench.measure import WrongResult, l2_bytes, relative_error
+from .bench.sides import BF16, FP32, SIDES, Buffers, Side, device_of, rotation, round_up
+from .gpu import side_names
+
+HEADS = [4, 5, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128]
+S = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 200, 256, 384, 512, 700, 1024, 2048, 8192]
 LIMIT = 1.05
+SLOW = 1.7
+REPLAYS = 7
+ALIGN_BYTES = 1024  # of what is cut from a pool
+PIECE = 1 << 25  # random elements, repeated
+POOL_BYTES = {"x": 5 << 28, "w": 1 << 29, "w_bf16": 1 << 29, "scale": 1 << 28, "quantized": 1 << 29, "out": 3 << 29}
 
 
-def compare(side: Side, s: int, heads: int, replays: int) -> dict[str, object]:
-    """Median µs of each tile, the chosen one and its time over the best's."""
-    asked = side.problem(s, heads)
-    symbols = [one.config.tile.symbol for one in candidates(asked) if one.kept]
-    case = measure.Case(side, s, heads)
-    sets = case.sets()
-    call = ours(side)[0].call  # the op; after it come its parts
-    call(sets[0])
-    want = sets[0].result("out").view(torch.uint8).clone()
+class Pools:
+    """Memory by role, filled once; a case cuts its sets from it, and begins again where a pool ends."""
+
+    def __init__(self, device: str = "cuda", divisor: int = 1) -> None:
+        self.device, self.out_scale = device, torch.full((1,), 0.02, device=device)
+        random = torch.Generator(device=device).manual_seed(0)
+        values = torch.randn(PIECE // divisor, generator=random, device=device)
+        scales = (torch.rand(PIECE // divisor, generator=random, device=device) + 0.5) * 2**-11
+        bf16, e4m3 = values.bfloat16(), (values * FP8_MAX / 4).clamp(-FP8_MAX, FP8_MAX).to(E4M3)
+        content = {"x": bf16, "w": e4m3, "w_bf16": bf16, "scale": scales, "quantized": e4m3, "out": e4m3}
+        self.memory = {}
+        for role, one in content.items():
+            piece = one.view(torch.uint8)
+            self.memory[role] = piece.repeat(math.ceil(POOL_BYTES[role] / divisor / len(piece)))
+        self.begin()
+
+    def begin(self) -> None:
+        self._at = dict.fromkeys(self.memory, 0)
+
+    def cut(self, role: str, *shape: int, dtype: torch.dtype) -> Tensor:
+        size, pool = math.prod(shape) * dtype.itemsize, self.memory[role]
+        if self._at[role] + size > len(pool):
+            self._at[role] = 0
+        begin = self._at[role]
+        self._at[role] = begin + round_up(size, ALIGN_BYTES)
+        return pool[begin : begin + size].view(dtype).view(shape)
+
+
+class PooledBuffers(Buffers):
+    """Buffers that are cut from pools. Their bf16 weights are not those of `w`: they are only timed."""
+
+    def __init__(self, pools: Pools, side: Side, s: int, heads: int) -> None:
+        super().__init__(side, s, heads, {}, 0, pools.device)
+        self._pools, self.out_scale = pools, pools.out_scale
+        if side.op == "bmm":
+            scale = self.make("scale", heads, 1, round_up(s, 4), dtype=FP32).mT[:, :s]
+            self.quantized = self.make("quantized", heads, s, side.k, dtype=E4M3), scale
+
+    def make(self, role: str, *shape: int, dtype: torch.dtype = BF16) -> Tensor:
+        return self._pools.cut(role, *shape, dtype=dtype)
+
+    @cached_property
+    def w_bf16(self) -> Tensor:
+        return self.make("w_bf16", self.heads, self.side.n, self.side.k)
+
+    @cached_property
+    def w_bf16_t(self) -> Tensor:
+        return self.make("w_bf16", self.heads, self.side.k, self.side.n)
+
+    def quantized_reference(self) -> Tensor:
+        if self.side.op != "bmm":
+            return super().quantized_reference()
+        tokens, (val, scale) = self.sample(), self.quantized
+        return reference.bmm(val[:, tokens], scale[:, tokens], self.w, self.w_scale).transpose(0, 1).double()
+
+    def bits_of(self, contender: Contender) -> list[Tensor]:
+        """All that its call writes."""
+        self.poison(contender.layout)
+        contender.call(self)
+        return [self.result(contender.layout).view(torch.uint8), self.out_group_scale.view(torch.int32)]
+
+
+def check(contender: Contender, buffers: PooledBuffers, symbols: Iterable[str], where: str) -> None:
+    """The chosen tile against the reference, and its bits against the others'. Raises: WrongResult."""
+    want = [written.clone() for written in buffers.bits_of(contender)]
+    error = relative_error(buffers.decode(contender.layout), buffers.quantized_reference())
+    if not error < contender.tolerance:
+        raise WrongResult(f"{where}: relative error {error:.2e}, allowed {contender.tolerance:.2e}")
+    for symbol in symbols:
+        with forced_tile(symbol):
+            if not all(torch.equal(*pair) for pair in zip(buffers.bits_of(contender), want, strict=True)):
+                raise WrongResult(f"{where}: {symbol} gives other bits than the chosen tile")
+
+
+def compare(pools: Pools, side: Side, s: int, heads: int, device: Device) -> dict[str, object]:
+    """A row: median µs of each tile and of torch.bmm, and which tile is chosen."""
+    problem = side.problem(s, heads)
+    kept = {one.config.tile.symbol: one.config for one in candidates(problem, device) if one.kept}
+    chosen = select_config(problem, device).tile.symbol
+    symbols = [name for name, one in kept.items() if one.tile.align_bytes == problem.align_bytes or name == chosen]
+    pools.begin()
+    sets = [PooledBuffers(pools, side, s, heads) for _ in range(rotation(side.bytes(s, heads), l2_bytes()))]
+    launches = timing.launches_for(side.bytes(s, heads), len(sets))
+    own = ours(side)[0]
+    check(own, sets[0], symbols, f"{side.name}  S={s} H={heads}")
     captured = {}
     for symbol in symbols:
         with forced_tile(symbol):
-            sets[0].poison("out")
-            call(sets[0])
-            if not torch.equal(sets[0].result("out").view(torch.uint8), want):
-                raise measure.WrongResult(f"{case.title}: {symbol} gives other bits than the chosen tile")
-            captured[symbol] = timing.capture([partial(call, one) for one in sets], case.launches(len(sets)))
-    us = {symbol: timing.Timing.of(samples).us for symbol, samples in timing.interleave(captured, replays).items()}
-    chosen = select_config(asked, device_of(torch.cuda.get_device_name())).tile.symbol
-    over = us[chosen] / min(us.values())
-    row: dict[str, object] = {"side": side.name, "s": s, "heads": heads, "chosen": chosen, "over_best": over, "us": us}
-    del captured, sets
-    measure.release()
-    return row
+            captured[symbol] = timing.capture([partial(own.call, one) for one in sets], launches)
+    if side.out_bytes == 2 and side.op != "bmm":
+        call = TORCH.into_view_and_copy if side.rope else TORCH.into_output
+        for config in WEIGHT_LAYOUTS:
+            peer = [partial(call, one, **config) for one in sets]
+            captured[f"{tables.PEER} {config['weights']}"] = timing.capture(peer, launches)
+    case: dict[str, object] = {"side": side.name, "heads": heads, "s": s, "chosen": chosen, "launches": launches}
+    modelled = {name: round(one.modelled_us, 3) for name, one in kept.items()}
+    return case | take_times(captured, chosen) | {"modelled_us": modelled}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--s", type=integers, default=[1, 16, 64, 128, 512, 2048, 8192])
-    parser.add_argument("--heads", type=integers, default=[128])
+def take_times(captured: Mapping[str, timing.Captured], chosen: str) -> dict[str, object]:
+    """`us`: medians; `probed_us`: one sample of what is too slow for more; `spread`: the worst of (max / min - 1)."""
+    probed = {name: samples[0] for name, samples in timing.interleave(captured, 1).items()}
+    limit = SLOW * min(probed.values())
+    live = {name: one for name, one in captured.items() if probed[name] < limit or name == chosen}
+    samples = timing.interleave(live, REPLAYS)
+    return {
+        "us": {name: round(statistics.median(times), 3) for name, times in samples.items()},
+        "probed_us": {name: round(us, 3) for name, us in probed.items() if name not in live},
+        "spread": round(max(max(times) / min(times) for times in samples.values()) - 1, 4),
+    }
+
+
+def over_best(row: Mapping[str, Any]) -> float:
+    return float(row["us"][row["chosen"]] / min(tables.tile_times(row).values()))
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = report.parser_of(__doc__)
+    parser.add_argument("--s", type=report.integers, default=S)
+    parser.add_argument("--heads", type=report.integers, default=HEADS)
     parser.add_argument("--sides", type=side_names, default=list(SIDES))
-    parser.add_argument("--replays", type=int, default=20)
-    parser.add_argument("--json", type=Path, help="write one JSON object a row")
-    parser.add_argument("--commit", help="for the JSON rows, where git cannot tell")
-    options = parser.parse_args()
-    cases = [(SIDES[name], s, heads) for name in options.sides for heads in options.heads for s in options.s]
-    console = Console()
-    rows = [compare(*case, options.replays) for case in track(cases, "tiles", console=console)]
-    table = Table("side", "H", "S", "chosen", "over best", "µs of each tile")
-    for row in rows:
-        us = row["us"]
-        assert isinstance(us, dict)
-        times = ", ".join(f"{symbol} {time:.2f}" for symbol, time in sorted(us.items(), key=lambda item: item[1]))
-        table.add_row(*(str(row[key]) for key in ("side", "heads", "s", "chosen")), f"{row['over_best']:.3f}", times)
-    console.print(table)
-    if options.json:
-        write_json(options.json, rows, environment(options.commit))
-    return int(any(float(str(row["over_best"])) > LIMIT for row in rows))
+    parser.add_argument("--list", action="store_true", help="print the cases and measure nothing")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that --json has, and add those it lacks")
+    parser.add_argument("--budget-s", type=float, default=math.inf, help="begin no case after so many seconds")
+    return parser
+
+
+@torch.no_grad()
+def main() -> int:
+    options, console = parser().parse_args(), report.console_of()
+    cases = list(itertools.product(options.heads, options.s, options.sides))
+    if options.list:
+        for heads, s, name in cases:
+            console.print(f"{name:<13} H={heads} S={s}", highlight=False)
+        return 0
+    if report.needs_gpu(console):
+        return 2
+    began, facts = time.monotonic(), report.environment(options.commit)
+    rows = report.read(options.json) if options.resume and options.json and options.json.exists() else []
+    done = {(row["heads"], row["s"], row["side"]) for row in rows}
+    device, pools = device_of(str(facts["gpu"])), Pools()
+    spent = False
+    for heads, s, name in track([case for case in cases if case not in done], "tiles", console=console):
+        if spent := time.monotonic() - began > options.budget_s:
+            break
+        try:
+            rows.append({**compare(pools, SIDES[name], s, heads, device), **facts})
+        except WrongResult as error:
+            console.print(f"wrong result: {error}", style="bold red", markup=False)
+            return 1
+        if options.json:  # after every case: a run that is cut off keeps what it has
+            append(options.json, rows[-1], anew=len(rows) == 1)
+    if rows:
+        console.print(tables.tiles(rows), markup=False, highlight=False, soft_wrap=True)
+    return 3 if spent else int(any(over_best(row) > LIMIT for row in rows))
+
+
+def append(path: Path, row: Mapping[str, Any], anew: bool) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w" if anew else "a") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

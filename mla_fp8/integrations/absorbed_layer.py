@@ -13,7 +13,7 @@ from mla_fp8.weights import AbsorbedWeights
 
 DIMS = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 # A multiplication of the absorbed way, whose rows are wider and whose logits are fp32, costs this many of the expanded
-# way's, by device. On 128, 512, 2048 and 8192 tokens in bf16 the ways cross (benchmarks/prefill.py)
+# way's, by device. On 128, 512, 2048 and 8192 tokens in bf16 the ways cross (benchmarks/layers/prefill.py)
 #   on CPUs with 16 heads              at 37, 65 to 85, 85 to 90 and 110 queries; this rule says 47, 78, 94 and 99
 #   on an H100, in a graph, 16 heads   at 28, 81, 129 and 104
 #                           128 heads  at 39, 57, 52 and 50; this rule says 34, 56, 67 and 70 on a GPU

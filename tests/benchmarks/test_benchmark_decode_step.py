@@ -1,4 +1,4 @@
-"""benchmarks/decode_step.py without a GPU: what it checks, what it says of backends that are not there, its table."""
+"""layers/decode_step.py without a GPU: what it checks, what it says of backends that are not there, its table."""
 
 import sys
 from dataclasses import asdict
@@ -7,21 +7,16 @@ from pathlib import Path
 import processes
 import pytest
 import torch
+from fake_attention import FakeFlashInfer, FakeFlashMLA
+from rich.console import Console
+
+from benchmarks.bench import report, tables
+from benchmarks.layers import decode_case, decode_step
+from benchmarks.layers.decode_case import Shape
+from mla_fp8.attention import backends
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "benchmarks"))
-
-import attentions  # noqa: E402
-import decode_case  # noqa: E402
-import decode_step  # noqa: E402
-import report  # noqa: E402
-import tables  # noqa: E402
-from attentions import Shape  # noqa: E402
-from fake_attention import FakeFlashInfer, FakeFlashMLA  # noqa: E402
-from rich.console import Console  # noqa: E402
-
-from mla_fp8.attention import backends  # noqa: E402
-
+COMMAND = [sys.executable, "-m", "benchmarks.layers.decode_step"]
 H100_L2_BYTES = 50 << 20
 HERE = {"gpu": "none", "driver": "0", "torch": "2", "commit": "abc", "date": "2026-01-01"}
 FULL_SIZE = [
@@ -55,7 +50,7 @@ def test_check_says_what_is_not_installed_and_what_fails(monkeypatch):
     def broken(shape):
         raise RuntimeError("needs another GPU\nat least")
 
-    monkeypatch.setitem(attentions.BACKENDS, "flashinfer", ("FlashInfer", broken))
+    monkeypatch.setitem(decode_case.BACKENDS, "flashinfer", ("FlashInfer", broken))
     rows = checked(["flash_mla", "flashinfer", "torch"]).rows
     assert rows["flash_mla"].status == "not installed" and "sgl-flash-mla" in rows["flash_mla"].reason
     assert (rows["flashinfer"].status, rows["flashinfer"].reason) == ("failed", "RuntimeError: needs another GPU")
@@ -77,14 +72,14 @@ def test_check_finds_a_wrong_attention(monkeypatch, fault):
                 return torch.full((*q.shape[:2], 512), float("nan"), dtype=q.dtype)
             if fault == "rope":
                 q = torch.cat([q[..., :512], torch.zeros_like(q[..., 512:])], -1)
-            o_latent = attentions.pytorch(shape)(q * (1.1 if fault == "scale" else 1), cache)
+            o_latent = decode_case.pytorch(shape)(q * (1.1 if fault == "scale" else 1), cache)
             if fault == "last sequence":
                 o_latent[-1] = o_latent[0]
             return o_latent
 
         return attend
 
-    monkeypatch.setitem(attentions.BACKENDS, "torch", ("wrong", wrong))
+    monkeypatch.setitem(decode_case.BACKENDS, "torch", ("wrong", wrong))
     assert checked(["torch"]).rows["torch"].status == "wrong"
 
 
@@ -119,10 +114,10 @@ def test_table_shows_shares_and_what_is_missing(tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_benchmark_says_that_it_needs_a_gpu():
-    result = processes.run([sys.executable, ROOT / "benchmarks" / "decode_step.py", "--quick"])
+    result = processes.run([*COMMAND, "--quick"], cwd=ROOT)
     assert result.returncode == 2 and "needs a CUDA device" in result.stdout
 
 
 def test_benchmark_rejects_a_context_that_is_no_number_of_pages():
-    result = processes.run([sys.executable, ROOT / "benchmarks" / "decode_step.py", "--context", "100"])
+    result = processes.run([*COMMAND, "--context", "100"], cwd=ROOT)
     assert result.returncode == 2 and "--context must be a multiple of 64, got 100" in result.stderr

@@ -10,30 +10,25 @@ import pytest
 import torch
 
 pytest.importorskip("transformers", "5.15", "an optional extra, which `make test` installs")
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "benchmarks"))
-
-import prefill  # noqa: E402
-import report  # noqa: E402
-import sglang_hook  # noqa: E402
-import tables  # noqa: E402
-import tensor_parallel  # noqa: E402
 from fake_sglang import masked_quantization  # noqa: E402
 
+from benchmarks.bench import report, tables  # noqa: E402
+from benchmarks.layers import prefill, sglang_hook, tensor_parallel  # noqa: E402
 from mla_fp8.integrations.absorbed_layer import DIMS, absorbed_is_cheaper  # noqa: E402
 
+ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 SMALL = ["--batch", "2", "--context", "64", "--heads", "4", "--hidden", "128"]
 
 
-def run(script, *options, **environment):
-    return processes.run([sys.executable, ROOT / "benchmarks" / script, *options], **environment)
+def run(module, *options):
+    return processes.run([sys.executable, "-m", f"benchmarks.layers.{module}", *options], cwd=ROOT)
 
 
 @pytest.mark.xdist_group("distributed")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="ranks meet over gloo only where there is no GPU")
 def test_tensor_parallel_step_equals_one_rank(tmp_path):
-    result = run("tensor_parallel.py", "--ranks", "1,2", *SMALL, "--json", tmp_path / "rows.json")
+    result = run("tensor_parallel", "--ranks", "1,2", *SMALL, "--json", tmp_path / "rows.json")
     assert result.returncode == 0, result.stdout + result.stderr
     rows = [json.loads(line) for line in (tmp_path / "rows.json").read_text().splitlines()]
     assert [row["ranks"] for row in rows] == [1, 2]
@@ -42,7 +37,7 @@ def test_tensor_parallel_step_equals_one_rank(tmp_path):
 
 
 def test_tensor_parallel_rejects_ranks_that_do_not_divide_the_heads():
-    result = run("tensor_parallel.py", "--ranks", "3")
+    result = run("tensor_parallel", "--ranks", "3")
     assert result.returncode == 2 and "--ranks must divide 128 heads" in result.stderr and "got 3" in result.stderr
 
 
@@ -121,7 +116,6 @@ def test_tables_show_records_of_layers(tmp_path, name, rows, line):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("script", ["sglang_hook.py", "quantize.py"])
-def test_benchmark_says_that_it_needs_a_gpu(script):
-    result = run(script)
+def test_benchmark_says_that_it_needs_a_gpu():
+    result = run("sglang_hook")
     assert result.returncode == 2 and "needs a CUDA device" in result.stdout

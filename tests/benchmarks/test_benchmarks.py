@@ -1,5 +1,7 @@
 """The parts of the GPU benchmark that need no GPU: bytes, checks, tables. Own ops and torch.bmm run on the CPU."""
 
+import dataclasses
+import importlib
 import json
 import re
 import shlex
@@ -10,22 +12,12 @@ from pathlib import Path
 import processes
 import pytest
 import torch
+from rich.console import Console
+
+from benchmarks import record, tiles
+from benchmarks.bench import contenders, measure, report, roofline, sides, tables, timing, triton_calls
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "benchmarks"))
-
-import contenders  # noqa: E402
-import floor  # noqa: E402
-import measure  # noqa: E402
-import record  # noqa: E402
-import report  # noqa: E402
-import roofline  # noqa: E402
-import sides  # noqa: E402
-import tables  # noqa: E402
-import tabular  # noqa: E402
-import timing  # noqa: E402
-from rich.console import Console  # noqa: E402
-
 H100_L2_BYTES = 50 << 20
 HERE = {"gpu": "none", "driver": "0", "torch": "2", "commit": "abc", "date": "2026-01-01", "command": "python gpu.py"}
 
@@ -77,11 +69,11 @@ def test_launches_use_every_set_equally_often(sets):
         assert launches >= sets and launches % sets == 0
 
 
-@pytest.mark.parametrize("shape", floor.SHAPES, ids=str)
+@pytest.mark.parametrize("shape", triton_calls.SHAPES, ids=str)
 def test_floor_covers_every_word(shape):
     tile = shape.warps * 32 * 4
     for counts in [(2_097_152, 8192, 32768), (2_097_152, 1_048_576, 4_718_592), (0, 1024, 1), (16, 16, 16)]:
-        programs, tiles = floor.split(counts, shape)
+        programs, tiles = triton_calls.split(counts, shape)
         for count, each in zip(counts, tiles, strict=True):
             assert programs * each * tile >= count
 
@@ -109,7 +101,7 @@ def test_check_stops_at_a_wrong_result(monkeypatch, fault):
         if fault == "leaves one element":
             b.out[-1, -1, -1] = float("nan")
 
-    monkeypatch.setattr(measure, "torch_bmm", lambda side: [contenders.Contender("faulty", call)])
+    monkeypatch.setattr(contenders, "torch_bmm", lambda side: [contenders.Contender("faulty", call)])
     with pytest.raises(measure.WrongResult, match="faulty"):
         checked_case("front512")
 
@@ -118,7 +110,7 @@ def test_check_reports_an_op_that_raises(monkeypatch):
     def call(b):
         raise RuntimeError("absorb_q: no kernel\nfor this device")
 
-    monkeypatch.setattr(measure, "ours", lambda side: [contenders.Contender("mla_fp8 absorb_q", call, ours=True)])
+    monkeypatch.setattr(contenders, "ours", lambda side: [contenders.Contender("mla_fp8 absorb_q", call, ours=True)])
     row = checked_case("front512").rows["mla_fp8 absorb_q"]
     assert (row.status, row.reason) == ("failed", "RuntimeError: absorb_q: no kernel")
 
@@ -134,34 +126,49 @@ def test_table_shows_failures_last_with_their_reason():
 
 def test_json_rows_say_where_they_come_from(tmp_path):
     report.write_json(tmp_path / "new" / "rows.json", timed_rows(), HERE)
-    rows = tables.read(tmp_path / "new" / "rows.json")
+    rows = report.read(tmp_path / "new" / "rows.json")
     assert len(rows) == 4
     for row in rows:
         assert row.items() >= HERE.items()
 
 
-def test_json_rows_name_the_command_without_its_files(monkeypatch):
-    words = ["/somewhere/benchmarks/gpu.py", "--s", "1,16", "--json", "out/rows.json", "--quick", "--commit", "abc"]
+@pytest.mark.parametrize(
+    ("script", "started"),
+    [
+        ("/somewhere/benchmarks/gpu.py", "benchmarks/gpu.py"),
+        ("benchmarks/gpu.py", "benchmarks/gpu.py"),
+        ("gpu.py", "benchmarks/gpu.py"),
+        ("/somewhere/benchmarks/layers/prefill.py", "-m benchmarks.layers.prefill"),
+    ],
+)
+def test_json_rows_name_the_command_without_its_files(monkeypatch, script, started):
+    words = [script, "--s", "1,16", "--json", "out/rows.json", "--quick", "--commit", "abc"]
     monkeypatch.setattr(sys, "argv", [*words, "--plot", "out/rows.svg", "--heads", "16"])
-    assert report.environment("abc")["command"] == "python benchmarks/gpu.py --s 1,16 --quick --heads 16"
+    assert report.environment("abc")["command"] == f"python {started} --s 1,16 --quick --heads 16"
 
 
-def test_record_measures_what_is_committed():
-    """Every record has a command; every command is one that its script takes."""
+def test_every_record_has_a_command():
     gpus = {record.file_of("gpu", name) for name in ("NVIDIA H100 80GB HBM3", "NVIDIA H200")}
     files = gpus | {record.file_of(name, "NVIDIA H100 80GB HBM3") for name in record.COMMANDS}
-    assert {path.name for path in tables.RESULTS.glob("*.json")} <= files
-    for name, command in record.COMMANDS.items():
-        script, *arguments = shlex.split(command)
-        source = (ROOT / "benchmarks" / script).read_text()
-        for option in ("--json", *(word for word in arguments if word.startswith("--"))):
-            assert f'add_argument("{option}"' in source, (name, option)
+    assert {path.name for path in record.RESULTS.glob("*.json")} <= files
+
+
+@pytest.mark.parametrize("name", list(record.COMMANDS))
+def test_record_gives_a_script_options_that_it_takes(name):
+    if name in ("prefill", "quality"):
+        pytest.importorskip("transformers", "5.15", "an optional extra, which `make test` installs")
+    *module, script = shlex.split(record.COMMANDS[name].replace("-m ", ""))[0].removesuffix(".py").split("/")
+    *_, words = record.COMMANDS[name].replace("-m ", "").partition(" ")
+    script = importlib.import_module(".".join([*module, script]))
+    given = script.parser().parse_args([*shlex.split(words), "--json", "rows.json"])
+    assert given.json == Path("rows.json")
 
 
 def test_record_goes_on_after_a_failure(monkeypatch, capsys, tmp_path):
     done = []
 
-    def run(command):
+    def run(command, cwd):
+        assert cwd == ROOT
         done.append(command[1:])
         return subprocess.CompletedProcess(command, int("tiles.py" in command[1]))
 
@@ -198,7 +205,7 @@ def test_cpu_table_reads_the_file_of_the_cpu_benchmark(tmp_path):
 
 
 def test_roofline_bounds_every_recorded_point():
-    points = roofline.points(tabular.read(ROOT / "benchmarks" / "results" / "h100.json"))
+    points = roofline.points(report.read(ROOT / "benchmarks" / "results" / "h100.json"))
     assert len(points) == len(sides.SIDES) * len({point.s for point in points})
     for point in points:
         assert 50 < point.percent < 101 and point.roof_tflops < roofline.peak_tflops({"gpu": ""}), point
@@ -215,20 +222,78 @@ def test_roofline_counts_flops_and_bytes():
 
 def test_roofline_plot_is_that_of_the_records(tmp_path):
     pytest.importorskip("matplotlib")
-    roofline.draw(tmp_path / "roofline.svg", tabular.read(ROOT / "benchmarks" / "results" / "h100.json"))
+    roofline.draw(tmp_path / "roofline.svg", report.read(ROOT / "benchmarks" / "results" / "h100.json"))
     drawn, committed = (path.read_text() for path in (tmp_path / "roofline.svg", ROOT / "docs" / "roofline.svg"))
     for kind in (r"<text [^>]*>([^<]*)</text>", r"<use [^>]*x=\"(\d+)[^>]*y=\"(\d+)"):  # words; marks, to a pixel
         assert re.findall(kind, drawn) == re.findall(kind, committed)
 
 
 def test_readme_has_the_measured_tables():
-    command = [sys.executable, str(ROOT / "benchmarks" / "tables.py"), "--check"]
-    result = processes.run(command)
+    result = processes.run([sys.executable, "-m", "benchmarks.bench.tables", "--check"], cwd=ROOT)
     assert result.returncode == 0, result.stdout
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_benchmark_says_that_it_needs_a_gpu():
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--quick"]
-    result = processes.run(command)
+    result = processes.run([sys.executable, ROOT / "benchmarks" / "gpu.py", "--quick"])
     assert result.returncode == 2 and "needs a CUDA device" in result.stdout
+
+
+@pytest.fixture(scope="module")
+def pools():
+    return tiles.Pools("cpu", divisor=256)
+
+
+@pytest.mark.parametrize("side", list(sides.SIDES))
+def test_tiles_check_passes_own_ops(pools, side):
+    pools.begin()
+    buffers = tiles.PooledBuffers(pools, sides.SIDES[side], 5, 3)
+    tiles.check(contenders.ours(sides.SIDES[side])[0], buffers, ["absorb_q_shared512"], side)
+
+
+@pytest.mark.parametrize("fault", ["wrong", "other bits", "other scales"])
+def test_tiles_check_finds_a_wrong_tile(pools, fault):
+    """A call for the reference, then one for the tile: the second is wrong, or both."""
+    side, calls = sides.SIDES["back_fp8"], []
+    right = contenders.ours(side)[0]
+
+    def call(buffers):
+        calls.append(right.call(buffers))
+        if fault == "wrong":
+            buffers.out_group_scale.mul_(1.1)
+        elif len(calls) == 2:
+            name, dtype = ("out", torch.uint8) if fault == "other bits" else ("out_group_scale", torch.int32)
+            getattr(buffers, name).view(dtype)[-1, -1] += 1
+
+    pools.begin()
+    buffers = tiles.PooledBuffers(pools, side, 5, 3)
+    with pytest.raises(measure.WrongResult, match="relative error" if fault == "wrong" else "v_up_few8 gives other"):
+        tiles.check(dataclasses.replace(right, call=call), buffers, ["v_up_few8"], "back_fp8")
+
+
+def test_pools_begin_again_at_their_end(pools):
+    pools.begin()
+    size = len(pools.memory["w"]) // 3 // tiles.ALIGN_BYTES * tiles.ALIGN_BYTES
+    begins = [pools.cut("w", size, dtype=torch.uint8).data_ptr() for _ in range(4)]
+    assert [begin - begins[0] for begin in begins] == [0, size, 2 * size, 0]
+    pools.cut("w", 1, dtype=torch.uint8)
+    assert pools.cut("w", 1, dtype=torch.uint8).data_ptr() - begins[0] == size + tiles.ALIGN_BYTES
+
+
+def test_tiles_rows_resume_where_they_were_cut_off(tmp_path):
+    for index, row in enumerate(({"s": 1}, {"s": 2})):
+        tiles.append(tmp_path / "new" / "tiles.json", row, anew=not index)
+    assert [row["s"] for row in report.read(tmp_path / "new" / "tiles.json")] == [1, 2]
+
+
+def test_tiles_table_shows_the_worst_choice_what_a_tile_is_for_and_faster_peers(tmp_path):
+    case = {"side": "front512", "heads": 128, "s": 1, "gpu": "NVIDIA H100 80GB HBM3", "torch": "2", "date": "today"}
+    chosen = tables.select_config(sides.SIDES["front512"].problem(1, 128)).tile.symbol
+    us = {chosen: 5.0, "fast": 4.0, "torch.bmm kn": 4.5, "torch.bmm nk": 9.0}
+    rows = [{**case, "us": us, "probed_us": {"slow": 8.0}}, {**case, "s": 10**6, "us": {"fast": 9.0}}]
+    (tmp_path / "tiles.json").write_text("\n".join(map(json.dumps, rows)))
+    filled = tables.fill("<!-- table: tiles -->\n<!-- end -->\n", tmp_path)
+    worst = f"H = 128, S = 1: 1.250, {chosen} beside fast"
+    assert worst in filled and "not measured" in filled and "| H = 128, S = 1: 1.11 |\n" in filled
+    assert f"| fast | 1 | 1.25x {chosen}: absorb_q, [S,H,512] bf16, H = 128, S = 1, 4.00 µs |\n" in filled
+    assert "| slow | 0 |  |\n" in filled and "NVIDIA H100 80GB HBM3, 2, None, today" in filled

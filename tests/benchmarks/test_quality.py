@@ -1,10 +1,9 @@
-"""benchmarks/quality.py in seconds: its measures on known inputs, its cache, its variants on a hardly trained model."""
+"""benchmarks/quality in seconds: its measures on known inputs, its cache, its variants on a hardly trained model."""
 
 import dataclasses
 import itertools
 import json
 import math
-import sys
 import sysconfig
 from pathlib import Path
 
@@ -12,13 +11,10 @@ import mla_models  # noqa: F401  skips this file where there is no transformers
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "benchmarks"))
-
-import quality  # noqa: E402
-import quality_model  # noqa: E402
-import quality_variants as variants  # noqa: E402
-import tables  # noqa: E402
+from benchmarks.bench import tables
+from benchmarks.quality import evaluate as quality
+from benchmarks.quality import model as quality_model
+from benchmarks.quality import variants
 
 TEXT = b"def double(x):\n    return 2 * x\n\n\ndef half(y):\n    return y / 2\n\n\n" * 40
 FP32_LOGITS = 1e-5  # of logits of about 1: two orders of the same sums, some hundred roundings of 2^-24

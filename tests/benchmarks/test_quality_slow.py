@@ -4,17 +4,12 @@ KL is about half the variance of a logit's noise, so it grows with the noise's p
 """
 
 import math
-import sys
-from pathlib import Path
 
 import mla_models  # noqa: F401  skips this file where there is no transformers
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "benchmarks"))
-
-import quality  # noqa: E402
-import quality_model  # noqa: E402
+from benchmarks.quality import evaluate as quality
+from benchmarks.quality import model as quality_model
 
 pytestmark = pytest.mark.slow
 

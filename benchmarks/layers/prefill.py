@@ -1,6 +1,6 @@
 """From how many queries on the expanded way is the faster one, in a layer that `enable` took over.
 
-    python benchmarks/prefill.py [--heads 16,128] [--tokens 128,512,2048,8192] [--device cpu] [--json FILE]
+    python -m benchmarks.layers.prefill [--heads 16,128] [--tokens 128,512,2048,8192] [--device cpu] [--json FILE]
 
 One forward of attention over a cache of `tokens` tokens: absorbed (absorb_q, attend_latents, v_up), and expanded (keys
 and values of all heads, then torch's SDPA), with the causal mask that transformers gives to both. The number of queries
@@ -13,24 +13,22 @@ status 1.
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import timing
 import torch
-from gpu import integers
-from report import environment, origin, write_json
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from torch import Tensor
 from transformers import DeepseekV3Config
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention
 
 from mla_fp8.integrations.absorbed_layer import DIMS, absorbed_is_cheaper
 from mla_fp8.integrations.transformers import NAME, attention_forward, enable
+
+from ..bench import timing
+from ..bench.measure import relative_error
+from ..bench.report import console_of, environment, finish, grid, integers, parser_of
 
 ROUNDS = 7
 ROUND_US = 5000.0  # of calls one after another
@@ -62,25 +60,13 @@ def inputs(layer: Any, queries: int, tokens: int, device: torch.device) -> tuple
     return query, latent, k_rot, mask
 
 
-def us_of(call: Callable[[], object], calls: int, device: torch.device) -> float:
-    """Of one of several calls, one after another without waiting."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    for _ in range(calls):
-        call()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return (time.perf_counter() - began) * 1e6 / calls
-
-
 def eager_us(ways: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, list[float]]:
-    calls = {name: max(1, round(ROUND_US / us_of(way, 1, device))) for name, way in ways.items()}
-    samples: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(ROUNDS):
-        for name, way in ways.items():
-            samples[name].append(us_of(way, calls[name], device))
-    return samples
+    once = {name: timing.called_us(way, 1, device, wait=True) for name, way in ways.items()}
+    measures = {
+        name: partial(timing.called_us, way, max(1, round(ROUND_US / once[name])), device, wait=True)
+        for name, way in ways.items()
+    }
+    return timing.in_turn(measures, ROUNDS)
 
 
 def both(layer: Any, queries: int, tokens: int, device: torch.device, launched: str = EAGER) -> tuple[float, float]:
@@ -95,8 +81,7 @@ def both(layer: Any, queries: int, tokens: int, device: torch.device, launched: 
         return call
 
     absorbed, expanded = way(queries + 1), way(1)
-    got, want = absorbed().double(), expanded().double()
-    if not (error := float((got - want).norm() / want.norm())) < BOUND:
+    if not (error := relative_error(absorbed(), expanded())) < BOUND:
         raise ValueError(f"{queries} queries on {tokens} tokens: the ways differ by {error:.1e}, allowed {BOUND}")
     ways = {"absorbed": absorbed, "expanded": expanded}
     if launched == GRAPH:
@@ -121,16 +106,18 @@ def crossover(layer: Any, tokens: int, device: torch.device, launched: str = EAG
     return row | {"queries": low, "rule": rule, "absorbed_us": absorbed_us, "expanded_us": expanded_us}
 
 
-@torch.no_grad()
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> argparse.ArgumentParser:
+    parser = parser_of(__doc__)
     parser.add_argument("--heads", type=integers, default=[16, 128])
     parser.add_argument("--tokens", type=integers, default=[128, 512, 2048, 8192], help="in the cache")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, help="write one JSON object a row")
-    parser.add_argument("--commit", help="for the JSON rows, where git cannot tell")
-    options = parser.parse_args()
-    console, device = Console(width=None if sys.stdout.isatty() else 120), torch.device(options.device)
+    return parser
+
+
+@torch.no_grad()
+def main() -> int:
+    options, console = parser().parse_args(), console_of()
+    device = torch.device(options.device)
     layers = {heads: layer_of(heads, device) for heads in options.heads}
     launched = (GRAPH, EAGER) if device.type == "cuda" else (EAGER,)
     cases = [(layer, tokens, device, how) for how in launched for layer in layers.values() for tokens in options.tokens]
@@ -139,15 +126,13 @@ def main() -> int:
     except ValueError as error:
         console.print(f"wrong result: {error}", style="bold red", markup=False)
         return 1
-    table = Table("launched", "H", "tokens", "expanded from, queries", "rule", "µs absorbed there", "expanded")
+    columns = ("launched", "H", "tokens", "expanded from, queries", "rule", "µs absorbed there", "expanded")
+    table = grid(None, *columns)
     for row in rows:
         times = (f"{row[name]:.0f}" for name in ("absorbed_us", "expanded_us"))
         table.add_row(*(str(row[name]) for name in ("launched", "heads", "tokens", "queries", "rule")), *times)
     console.print(table)
-    facts = environment(options.commit)
-    console.print(origin(facts))
-    if options.json:
-        write_json(options.json, rows, facts)
+    finish(console, options, rows, environment(options.commit))
     return 0
 
 

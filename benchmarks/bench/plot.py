@@ -1,6 +1,6 @@
 """Time over S, and the fraction of the floor's speed: a row of two panels a side.
 
-python benchmarks/plot.py results.json plot.svg    from what benchmarks/gpu.py --json wrote
+python -m benchmarks.bench.plot results.json plot.svg    from what benchmarks/gpu.py --json wrote
 """
 
 import dataclasses
@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from measure import FLOOR, Row
-from sides import SIDES
-from tabular import read
+from .measure import FLOOR, Row
+from .report import read
+from .sides import SIDES
 
 FAMILIES = {  # colour of the contenders whose name contains the key; the first that fits
     "mla_fp8": "#c1272d",
@@ -26,25 +26,38 @@ LINE_STYLES = ("-", "--", ":", "-.")  # within a family, in the order of the row
 TIME_TICKS = [base * 10.0**power for power in range(-4, 6) for base in (1, 2, 5)]
 
 
-def draw(path: Path, rows: Sequence[Row]) -> None:
-    """An SVG or PNG a number of heads; with several, `-h16` and so on is put before the suffix."""
+def canvas(rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, Any]:
+    """matplotlib's figure and axes, drawn to files alone; the same rows give the same file."""
     matplotlib = importlib.import_module("matplotlib")
     matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "mla_fp8"  # the same rows give the same file
+    matplotlib.rcParams["svg.hashsalt"] = "mla_fp8"
     matplotlib.rcParams["svg.fonttype"] = "none"
-    all_heads = sorted({row.heads for row in rows})
+    return importlib.import_module("matplotlib.pyplot").subplots(rows, columns, **options)  # type: ignore[no-any-return]
+
+
+def save(figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, bbox_inches="tight", dpi=100, metadata={"Date": None} if path.suffix == ".svg" else None)
+    importlib.import_module("matplotlib.pyplot").close(figure)
+
+
+def finish(axis: Any) -> None:
+    axis.grid(True, color="#dddddd", linewidth=0.6)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def draw(path: Path, rows: Sequence[Row]) -> None:
+    """An SVG or PNG a number of heads; with several, `-h16` and so on is put before the suffix."""
+    all_heads = sorted({row.heads for row in rows})
     for heads in all_heads:
         target = path if len(all_heads) == 1 else path.with_stem(f"{path.stem}-h{heads}")
-        figure = _figure([row for row in rows if row.heads == heads and row.us is not None], heads)
-        metadata = {"Date": None} if target.suffix == ".svg" else None
-        figure.savefig(target, bbox_inches="tight", dpi=100, metadata=metadata)
+        save(_figure([row for row in rows if row.heads == heads and row.us is not None], heads), target)
 
 
 def _figure(rows: Sequence[Row], heads: int) -> Any:
-    pyplot = importlib.import_module("matplotlib.pyplot")
     sides = [name for name in SIDES if any(row.side == name for row in rows)]
-    figure, axes = pyplot.subplots(len(sides), 2, figsize=(13, 4.1 * len(sides)), squeeze=False)
+    figure, axes = canvas(len(sides), 2, figsize=(13, 4.1 * len(sides)), squeeze=False)
     for (times, fractions), side in zip(axes, sides, strict=True):
         of_side = [row for row in rows if row.side == side]
         for contender, style in _styles(of_side).items():
@@ -58,7 +71,7 @@ def _figure(rows: Sequence[Row], heads: int) -> Any:
         fractions.set(title="% of the floor's speed", ylim=(0, 115))
         times.legend(fontsize=8, frameon=False, loc="upper left")
         for axis in (times, fractions):
-            _finish(axis, sorted({row.s for row in of_side}))
+            _show_tokens(axis, sorted({row.s for row in of_side}))
     figure.suptitle(f"H = {heads}, cold L2. Floor: one launch that moves the same bytes and computes nothing.", y=1.0)
     figure.tight_layout()
     return figure
@@ -66,11 +79,8 @@ def _figure(rows: Sequence[Row], heads: int) -> Any:
 
 def draw_cpu(path: Path, rows: Sequence[Any]) -> None:
     """One panel an op and number of heads, ms over S, from the rows of benchmarks/cpu.py."""
-    matplotlib = importlib.import_module("matplotlib")
-    matplotlib.use("Agg")
-    pyplot = importlib.import_module("matplotlib.pyplot")
     panels = list(dict.fromkeys((row.op, row.heads) for row in rows))
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(6.5 * len(panels), 4.1), squeeze=False)
+    figure, axes = canvas(1, len(panels), figsize=(6.5 * len(panels), 4.1), squeeze=False)
     for axis, (op, heads) in zip(axes[0], panels, strict=True):
         of_panel = [row for row in rows if (row.op, row.heads) == (op, heads)]
         for contender, style in _styles(of_panel).items():
@@ -79,10 +89,9 @@ def draw_cpu(path: Path, rows: Sequence[Any]) -> None:
         _show_times(axis, [row.ms for row in of_panel])
         axis.set(title=f"{op}, H = {heads}", ylabel="ms")
         axis.legend(fontsize=8, frameon=False, loc="upper left")
-        _finish(axis, sorted({row.s for row in of_panel}))
+        _show_tokens(axis, sorted({row.s for row in of_panel}))
     figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, bbox_inches="tight", dpi=100, metadata={"Date": None} if path.suffix == ".svg" else None)
+    save(figure, path)
 
 
 def _show_times(axis: Any, times: Sequence[float]) -> None:
@@ -93,15 +102,13 @@ def _show_times(axis: Any, times: Sequence[float]) -> None:
     axis.set_ylim(lowest / 1.2, highest * 2.2)  # room for the legend
 
 
-def _finish(axis: Any, s_values: Sequence[int]) -> None:
+def _show_tokens(axis: Any, s_values: Sequence[int]) -> None:
     axis.set_xscale("log")
     shown = [s for i, s in enumerate(s_values) if i == 0 or s >= 2 * s_values[i - 1]]
     axis.set_xticks(shown, [f"{s // 1024}k" if s % 1024 == 0 else str(s) for s in shown])
     axis.minorticks_off()
     axis.set_xlabel("S, tokens")
-    axis.grid(True, color="#dddddd", linewidth=0.6)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
+    finish(axis)
 
 
 def _styles(rows: Sequence[Any]) -> dict[str, dict[str, Any]]:

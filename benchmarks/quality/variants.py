@@ -1,4 +1,4 @@
-"""The ways to run one trained model that benchmarks/quality.py compares, and models that show what is at stake.
+"""The ways to run one trained model that evaluate.py compares, and models that show what is at stake.
 
 Each takes the fp32 model as transformers built it, leaves it alone, and gives a model that is called in the same way.
 """

@@ -1,6 +1,11 @@
-"""Times launches that find nothing in L2: CUDA graphs over rotated buffers, contenders in turn."""
+"""Times launches that find nothing in L2, as CUDA graphs over rotated buffers; and calls, as the host sees them.
 
+Contenders take turns in both.
+"""
+
+import gc
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -84,3 +89,32 @@ def best(candidates: Mapping[str, Captured]) -> str:
     """The fastest, from a few interleaved replays."""
     samples = interleave(candidates, TUNING_REPLAYS)
     return min(candidates, key=lambda name: statistics.median(samples[name]))
+
+
+def called_us(call: Callable[[], object], calls: int, device: torch.device, wait: bool = False) -> float:
+    """µs a call of several without a pause: the host's part, or with `wait` all until a GPU is done."""
+
+    def synchronize() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    synchronize()
+    began = time.perf_counter()
+    for _ in range(calls):
+        call()
+    if wait:
+        synchronize()
+    return (time.perf_counter() - began) * 1e6 / calls
+
+
+def in_turn(measures: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """`rounds` samples of each measure, without Python's garbage collector in between."""
+    samples: dict[str, list[float]] = {name: [] for name in measures}
+    gc.disable()
+    try:
+        for _ in range(rounds):
+            for name, measure in measures.items():
+                samples[name].append(measure())
+    finally:
+        gc.enable()
+    return samples

@@ -1,31 +1,93 @@
-"""The parts of one decode step at one shape: check each, then time all of them in turn."""
+"""The parts of one decode step at one shape: check each, then time all of them in turn.
+
+Attention over cached latents is by whoever is installed. Each backend plans for a shape and gives a function of the
+step's tensors: q [S,H,576] and cache [S,T,576], both bf16 and contiguous -> o_latent [S,H,512].
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import timing
 import torch
-from attentions import BACKENDS, SCALE, Attend, Shape
-from buffers import Buffers
-from contenders import OWN_TOLERANCE
-from measure import release, text_of
-from sides import SIDES, rotation
 from torch import Tensor
 
 from mla_fp8 import reference
-from mla_fp8.attention.backends import LATENT, WIDTH, NotInstalled
+from mla_fp8.attention import attend_latents
+from mla_fp8.attention.backends import LATENT, PLANNERS, ROPE, WIDTH, Call, NotInstalled
+
+from ..bench import timing
+from ..bench.contenders import OWN_TOLERANCE
+from ..bench.measure import Timed, capture_all, l2_bytes, relative_error, release, text_of
+from ..bench.sides import SIDES, Buffers, rotation
 
 FRONT, BACK = SIDES["front576"], SIDES["back"]
 # Softmax weights rounded to bf16, parts of a split context too, and the result: 1.7e-3 each, and a margin.
 ATTENTION_TOLERANCE = 6e-3
 SAMPLED_SEQUENCES = 4
 OWN, OWN_PARTS = "mla_fp8", ("absorb_q", "v_up")
+HEAD_DIM = 128
+SCALE = (HEAD_DIM + ROPE) ** -0.5
+Attend = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Shape:
+    batch: int
+    context: int
+    heads: int
+    device: str = "cuda"
+
+    def __str__(self) -> str:
+        return f"batch {self.batch}, context {self.context}, H = {self.heads}"
+
+    @property
+    def cache_bytes(self) -> int:
+        return self.batch * self.context * WIDTH * 2
+
+    @property
+    def bytes(self) -> int:
+        """What attention cannot avoid: the cache and q once, o_latent once."""
+        return self.cache_bytes + self.batch * self.heads * (WIDTH + LATENT) * 2
+
+
+def _split(cache: Tensor) -> Sequence[Tensor]:
+    return cache.split([LATENT, ROPE], dim=-1)
+
+
+def pytorch(shape: Shape) -> Attend:
+    return lambda q, cache: attend_latents(q.unsqueeze(1), *_split(cache), scale=SCALE, backend="torch")[:, 0]
+
+
+_compiled = torch.compile(attend_latents, dynamic=True, fullgraph=True)
+
+
+def compiled(shape: Shape) -> Attend:
+    return lambda q, cache: _compiled(q.unsqueeze(1), *_split(cache), scale=SCALE)[:, 0]
+
+
+def library(name: str) -> Callable[[Shape], Attend]:
+    """Planned once, before any time is taken: a server shares a step's plan among all layers."""
+
+    def planned(shape: Shape) -> Attend:
+        extents = shape.batch, 1, shape.heads, shape.context, shape.context
+        call = Call(*extents, SCALE, torch.bfloat16, torch.device(shape.device))
+        attend = PLANNERS[name](call.device)(call)
+        return lambda q, cache: attend(q.unsqueeze(1), *_split(cache))[:, 0]
+
+    return planned
+
+
+BACKENDS: dict[str, tuple[str, Callable[[Shape], Attend]]] = {
+    "torch": ("attend_latents", pytorch),
+    "compiled": ("attend_latents, torch.compile", compiled),
+    "flash_mla": ("FlashMLA", library("flash_mla")),
+    "flashinfer": ("FlashInfer", library("flashinfer")),
+}
 
 
 @dataclass
-class Part:
+class Part(Timed):
     """A row of the results."""
 
     batch: int
@@ -33,14 +95,6 @@ class Part:
     heads: int
     part: str  # absorb_q, attention, v_up, step
     backend: str
-    status: str = "ok"  # or "wrong", "failed", "not installed"
-    reason: str = ""
-    relative_error: float | None = None
-    tolerance: float | None = None
-    us: float | None = None
-    us_p20: float | None = None
-    us_p80: float | None = None
-    gbps: float | None = None
     share: float | None = None  # of absorb_q + the fastest attention + v_up
 
 
@@ -96,10 +150,6 @@ def exact_attention(q: Tensor, cache: Tensor) -> Tensor:
     return torch.stack(results)
 
 
-def error_of(got: Tensor, want: Tensor) -> float:
-    return float((got.double() - want.double()).norm() / want.double().norm())
-
-
 class Case:
     """All parts at one shape; a row each, by the part's name or the backend's."""
 
@@ -135,7 +185,7 @@ class Case:
         def own(buffers: Buffers, call: Callable[[], object]) -> float:
             buffers.poison("out")
             call()
-            return error_of(buffers.decode("out"), buffers.quantized_reference())
+            return relative_error(buffers.decode("out"), buffers.quantized_reference())
 
         self.attempt("absorb_q", lambda: own(step.front, step.absorb))
         self.attempt("v_up", lambda: own(step.back, step.up))
@@ -152,19 +202,19 @@ class Case:
         """The error of attention. Raises WrongStep where v_up behind it is what is wrong."""
         attention = BACKENDS[name][1](self.shape)
         o_latent = step.attend(attention)
-        error = error_of(o_latent[sample], want)
+        error = relative_error(o_latent[sample], want)
         step.whole(attention)
         v = reference.v_up(o_latent[sample], step.back.w, step.back.w_scale)
         if not bool(o_latent.isfinite().all()):
             raise WrongStep("o_latent is not finite everywhere")
-        if not (behind := error_of(step.back.out[sample], v)) < OWN_TOLERANCE:
+        if not (behind := relative_error(step.back.out[sample], v)) < OWN_TOLERANCE:
             raise WrongStep(f"v_up behind it: relative error {behind:.2e}, allowed {OWN_TOLERANCE}")
         self.attentions[name] = attention
         return error
 
     def time(self, replays: int) -> None:
         """Every part that is right; then the whole step with the fastest attention."""
-        sets = make_sets(self.shape, torch.cuda.get_device_properties(0).L2_cache_size)
+        sets = make_sets(self.shape, l2_bytes())
         for step in sets:
             step.absorb()  # q, for an attention timed alone
         front, back = (side.bytes(self.shape.batch, self.shape.heads) for side in (FRONT, BACK))
@@ -188,17 +238,8 @@ class Case:
             row.share = (row.us or 0) / total
 
     def _measure(
-        self, calls: Mapping[str, Sequence[Callable[[], object]]], moved: dict[str, int], replays: int
+        self, calls: Mapping[str, Sequence[Callable[[], object]]], moved: Mapping[str, int], replays: int
     ) -> None:
-        captured = {}
-        for name, ones in calls.items():
-            try:
-                captured[name] = timing.capture(ones, timing.launches_for(moved[name], len(ones)))
-            except Exception as failure:
-                self.rows[name].status, self.rows[name].reason = "failed", f"in a CUDA graph: {text_of(failure)}"
-        if not captured:
-            return
-        for name, samples in timing.interleave(captured, replays).items():
-            row, result = self.rows[name], timing.Timing.of(samples)
-            row.us, row.us_p20, row.us_p80 = result.us, result.p20, result.p80
-            row.gbps = moved[name] / result.us / 1e3
+        captured = capture_all(calls, lambda name: timing.launches_for(moved[name], len(calls[name])), self.rows)
+        for name, samples in timing.interleave(captured, replays).items() if captured else ():
+            self.rows[name].take(samples, moved[name])

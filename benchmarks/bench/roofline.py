@@ -1,20 +1,20 @@
 """The ops under their roofline: how fast a large copy and the tensor cores would let them be, and how fast they are.
 
-    python benchmarks/roofline.py [--record benchmarks/results/h100.json] [--plot docs/roofline.svg]
+    python -m benchmarks.bench.roofline [--record benchmarks/results/h100.json] [--plot docs/roofline.svg]
 
-The table of the same points is `tables.py`'s.
+tables.py makes a table of the same points.
 """
 
 import argparse
-import importlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sides import SIDE_TITLES, SIDES, device_of
-from tabular import Rows, markdown, read, where_from
+from .plot import canvas, finish, save
+from .report import HERE, RESULTS, Rows, markdown, note, read
+from .sides import SIDES, device_of
 
 HEADS = 128
 COLORS = ("#c1272d", "#e69f00", "#9467bd", "#0072b2", "#009e73", "#7f7f7f")
@@ -65,61 +65,50 @@ def table(rows: Rows) -> str:
     of = {(point.side, point.s): point for point in points(rows)}
     s_values = sorted({s for _, s in of})
     lines = []
-    for name, title in SIDE_TITLES.items():
-        side = SIDES[name]
+    for name, side in SIDES.items():
         moved = f"S H ({side.read_bytes(1, 1):,} + {side.written_bytes(1, 1):,}) + {side.weight_bytes(1):,} H"
         limit = side.flops(1, 1) / (side.read_bytes(1, 1) + side.written_bytes(1, 1))
         cells = [
             f"{of[name, s].intensity:.1f}: {of[name, s].percent:.0f}%" if (name, s) in of else "" for s in s_values
         ]
-        lines.append([title, f"{side.flops(1, 1):,} S H", moved, f"{limit:.0f}", *cells])
+        lines.append([side.label, f"{side.flops(1, 1):,} S H", moved, f"{limit:.0f}", *cells])
     first = next(row for row in rows if row.get("percent_of_stream"))
     ridge = peak_tflops(first) * 1e3 / stream_gbps(first)
     stream = f"{stream_gbps(first):,.0f} GB/s, a large copy in the same run, up to {ridge:.0f} FLOP a byte"
     roof = f"Roof: {stream}; above, {peak_tflops(first):,.0f} TFLOP/s"
-    note = f"FLOP a byte: share of the roof, H = {HEADS}, weights cold. {roof}. {where_from(first)}.\n"
+    told = note(f"FLOP a byte: share of the roof, H = {HEADS}, weights cold. {roof}", first)
     header = ["", "FLOP", "bytes: read + written, weights", "FLOP a byte, S large", *(f"S = {s}" for s in s_values)]
-    return markdown(header, lines) + "\n" + note
+    return markdown(header, lines) + told
 
 
 def draw(path: Path, rows: Rows) -> None:
     """The same as a plot, log over log."""
-    matplotlib = importlib.import_module("matplotlib")
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "mla_fp8"  # the same rows give the same file
-    matplotlib.rcParams["svg.fonttype"] = "none"
-    pyplot = importlib.import_module("matplotlib.pyplot")
-    figure, axis = pyplot.subplots(figsize=(9, 5.5))
+    figure, axis = canvas(figsize=(9, 5.5))
     first = next(row for row in rows if row.get("percent_of_stream"))
     stream, peak = stream_gbps(first) / 1e3, peak_tflops(first)
     low, high = INTENSITIES
     axis.plot([low, peak / stream, high], [low * stream, peak, peak], color=ROOF_COLOR, linewidth=1.4)
     axis.text(1.15, 1.5 * stream, f"a large copy: {1e3 * stream:,.0f} GB/s", rotation=35, color=ROOF_COLOR, fontsize=9)
     axis.text(high / 1.1, 1.08 * peak, f"FP8: {peak:,.0f} TFLOP/s", ha="right", color=ROOF_COLOR, fontsize=9)
-    for color, (name, title) in zip(COLORS, SIDE_TITLES.items(), strict=True):
-        of_side = sorted((point for point in points(rows) if point.side == name), key=lambda point: point.s)
-        axis.plot([p.intensity for p in of_side], [p.tflops for p in of_side], "o-", color=color, markersize=4,
-                  linewidth=1.1, label=title)  # fmt: skip
-        for point in of_side if name == "front512" else []:
+    for color, side in zip(COLORS, SIDES.values(), strict=True):
+        of_side = sorted((point for point in points(rows) if point.side == side.name), key=lambda point: point.s)
+        style = {"color": color, "markersize": 4, "linewidth": 1.1, "label": side.label}
+        axis.plot([p.intensity for p in of_side], [p.tflops for p in of_side], "o-", **style)
+        for point in of_side if side.name == "front512" else []:
             if point.s in LABELLED_S:
-                axis.annotate(f"S = {point.s}", (point.intensity, point.tflops), (6, -12), textcoords="offset points",
-                              fontsize=8, color=color)  # fmt: skip
+                at = {"xytext": (6, -12), "textcoords": "offset points", "fontsize": 8, "color": color}
+                axis.annotate(f"S = {point.s}", (point.intensity, point.tflops), **at)
     axis.set(xscale="log", yscale="log", xlim=INTENSITIES, xlabel="FLOP a byte that has to be moved", ylabel="TFLOP/s")
     axis.set_title(f"{first['gpu']}, H = {HEADS}, weights cold, {first['commit']}", fontsize=10)
-    axis.grid(True, color="#dddddd", linewidth=0.6)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
+    finish(axis)
     axis.legend(fontsize=8, frameon=False, loc="lower right")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, bbox_inches="tight", dpi=100, metadata={"Date": None} if path.suffix == ".svg" else None)
-    pyplot.close(figure)
+    save(figure, path)
 
 
 def main() -> int:
-    root = Path(__file__).resolve().parent.parent
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--record", type=Path, default=root / "benchmarks" / "results" / "h100.json")
-    parser.add_argument("--plot", type=Path, default=root / "docs" / "roofline.svg", help=".svg or .png")
+    parser.add_argument("--record", type=Path, default=RESULTS / "h100.json")
+    parser.add_argument("--plot", type=Path, default=HERE.parent / "docs" / "roofline.svg", help=".svg or .png")
     options = parser.parse_args()
     draw(options.plot, read(options.record))
     return 0

@@ -1,8 +1,8 @@
 """absorb_q, attention and v_up in one decode step: the time and the share of each.
 
-    python benchmarks/decode_step.py [--batch 1,32,128] [--context 1024,8192,32768] [--heads 128,16] [--json FILE]
-    python benchmarks/decode_step.py --backends torch,flash_mla       of torch, compiled, flash_mla, flashinfer
-    python benchmarks/decode_step.py --quick                          fewer shapes and replays
+    python -m benchmarks.layers.decode_step [--batch 1,32,128] [--context 1024,8192,32768] [--heads 128,16]
+    python -m benchmarks.layers.decode_step --backends torch,flash_mla    of torch, compiled, flash_mla, flashinfer
+    python -m benchmarks.layers.decode_step --quick                       fewer shapes and replays
 
     q_nope, q_pe -> absorb_q -> q [S,H,576] bf16 -> attention over latents [S,T,576] -> o_latent -> v_up -> v [S,H,128]
 
@@ -18,27 +18,22 @@ import importlib.metadata
 import itertools
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
-import timing
 import torch
-from attentions import BACKENDS, Shape
-from decode_case import OWN, Case, Part
-from gpu import integers
-from measure import release
-from report import environment, microseconds, origin, write_json
 from rich.console import Console
-from rich.table import Table
 
 from mla_fp8.attention.backends import PACKAGES, PAGE
+
+from ..bench import report, timing
+from ..bench.measure import release
+from ..bench.report import integers, microseconds
+from .decode_case import BACKENDS, OWN, Case, Part, Shape
 
 QUICK_REPLAYS = 10
 
 
 def show(console: Console, case: Case) -> None:
-    table = Table(title=str(case.shape), title_justify="left")
-    for column in ("part", "µs", "p20", "p80", "GB/s", "share"):
-        table.add_column(column, justify="left" if column == "part" else "right", overflow="fold")
+    table = report.grid(str(case.shape), "part", "µs", "p20", "p80", "GB/s", "share")
     for row in case.rows.values():
         name = row.part if row.backend == OWN else f"{row.part}: {row.backend}"
         if row.us is None:
@@ -68,45 +63,45 @@ def names(text: str) -> list[str]:
     return chosen
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> argparse.ArgumentParser:
+    parser = report.parser_of(__doc__)
     parser.add_argument("--batch", type=integers, help="sequences (default 1,32,128; with --quick 1,32)")
     parser.add_argument("--context", type=integers, help="tokens of each (default 1024,8192,32768; with --quick 1024)")
     parser.add_argument("--heads", type=integers, default=[128, 16])
     parser.add_argument("--backends", type=names, default=list(BACKENDS), help=f"of {','.join(BACKENDS)}")
     parser.add_argument("--replays", type=int, default=timing.REPLAYS)
     parser.add_argument("--quick", action="store_true", help="fewer shapes and replays")
-    parser.add_argument("--json", type=Path, help="write one JSON object a row")
-    parser.add_argument("--commit", help="for the JSON rows, where git cannot tell")
-    options = parser.parse_args()
+    return parser
+
+
+def arguments() -> argparse.Namespace:
+    options = parser().parse_args()
     options.batch = options.batch or ([1, 32] if options.quick else [1, 32, 128])
     options.context = options.context or ([1024] if options.quick else [1024, 8192, 32768])
     for context in options.context:
         if context % PAGE or context < 1:
-            parser.error(f"--context must be a multiple of {PAGE}, got {context}")
+            parser().error(f"--context must be a multiple of {PAGE}, got {context}")
     return options
 
 
+@torch.no_grad()
 def main() -> int:
-    options = arguments()
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    if not torch.cuda.is_available():
-        console.print("benchmarks/decode_step.py: needs a CUDA device")
+    options, console = arguments(), report.console_of()
+    if report.needs_gpu(console):
         return 2
-    facts = environment(options.commit) | versions()
+    facts = report.environment(options.commit) | versions()
     rows: list[Part] = []
-    with torch.no_grad():
-        for heads, batch, context in itertools.product(options.heads, options.batch, options.context):
-            case = Case(Shape(batch, context, heads), options.backends)
-            case.check()
-            case.time(QUICK_REPLAYS if options.quick else options.replays)
-            show(console, case)
-            rows += case.rows.values()
-            if options.json:  # after every case: a run that is cut off keeps what it has
-                write_json(options.json, map(asdict, rows), facts)
-            del case
-            release()
-    console.print(origin(facts))
+    for heads, batch, context in itertools.product(options.heads, options.batch, options.context):
+        case = Case(Shape(batch, context, heads), options.backends)
+        case.check()
+        case.time(QUICK_REPLAYS if options.quick else options.replays)
+        show(console, case)
+        rows += case.rows.values()
+        if options.json:  # after every case: a run that is cut off keeps what it has
+            report.write_json(options.json, map(asdict, rows), facts)
+        del case
+        release()
+    report.finish(console, options, map(asdict, rows), facts)
     bad = [f"{row.part} {row.backend}: {row.status}" for row in rows if row.status in ("wrong", "failed")]
     if bad:
         console.print("\n".join(dict.fromkeys(bad)), style="bold red", markup=False)

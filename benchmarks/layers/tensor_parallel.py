@@ -1,6 +1,6 @@
 """A decode step of one MLA layer with its heads shared among ranks: µs a step, beside how far it is from one rank's.
 
-    python benchmarks/tensor_parallel.py [--ranks 1,2,4] [--batch 1,64] [--context 1024] [--json FILE]
+    python -m benchmarks.layers.tensor_parallel [--ranks 1,2,4] [--batch 1,64] [--context 1024] [--json FILE]
 
     q_b (its columns) -> absorb_q -> attention over latents -> v_up -> o_proj (its rows) -> one all-reduce
 
@@ -18,24 +18,22 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import timing
 import torch
 import torch.distributed as dist
-from attentions import HEAD_DIM, SCALE
-from gpu import integers
-from report import environment, microseconds, origin, write_json
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from mla_fp8 import AbsorbedWeights, absorb_q, v_up
 from mla_fp8.attention import attend_latents
 from mla_fp8.attention.backends import LATENT, ROPE, WIDTH
+
+from ..bench import timing
+from ..bench.measure import relative_error
+from ..bench.report import console_of, environment, finish, grid, integers, microseconds, parser_of
+from .decode_case import HEAD_DIM, SCALE
 
 Q_RANK = 1536  # DeepSeek-V3's q_lora_rank
 NOPE = V_DIM = HEAD_DIM
@@ -83,15 +81,6 @@ def replayed_us(step: Callable[[], object]) -> list[float]:
     return timing.interleave({"step": captured}, timing.REPLAYS)["step"]
 
 
-def called_us(step: Callable[[], object]) -> list[float]:
-    samples = []
-    for _ in range(STEPS_ON_CPU):
-        began = time.perf_counter()
-        step()
-        samples.append((time.perf_counter() - began) * 1e6)
-    return samples
-
-
 def measure(batch: int, context: int, heads: int, hidden: int, device: torch.device) -> dict[str, object]:
     x, whole, own = make(batch, context, heads, hidden, device)
     want, out = whole.step(x), torch.empty(batch, hidden, dtype=torch.bfloat16, device=device)
@@ -102,8 +91,11 @@ def measure(batch: int, context: int, heads: int, hidden: int, device: torch.dev
         dist.all_reduce(out)
 
     step()
-    error = torch.tensor(float((out.double() - want.double()).norm() / want.double().norm()), device=device)
-    samples = replayed_us(step) if device.type == "cuda" else called_us(step)
+    error = torch.tensor(relative_error(out, want), device=device)
+    if device.type == "cuda":
+        samples = replayed_us(step)
+    else:
+        samples = [timing.called_us(step, 1, device) for _ in range(STEPS_ON_CPU)]
     us = torch.tensor(statistics.median(samples), device=device)
     for most in (error, us):
         dist.all_reduce(most, dist.ReduceOp.MAX)
@@ -111,22 +103,24 @@ def measure(batch: int, context: int, heads: int, hidden: int, device: torch.dev
     return {"mode": "tensor_parallel", "ranks": dist.get_world_size(), **shape, "us": float(us), "error": float(error)}
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> argparse.ArgumentParser:
+    parser = parser_of(__doc__)
     parser.add_argument("--ranks", type=integers, help="how many, one run each")
     parser.add_argument("--batch", type=integers, default=[1, 64], help="sequences (default 1,64)")
     parser.add_argument("--context", type=int, default=1024, help="tokens of each")
     parser.add_argument("--heads", type=int, default=128)
     parser.add_argument("--hidden", type=int, default=7168)
-    parser.add_argument("--json", type=Path, help="write one JSON object a row")
-    parser.add_argument("--commit", help="for the JSON rows, where git cannot tell")
-    options = parser.parse_args()
+    return parser
+
+
+def arguments() -> argparse.Namespace:
+    options = parser().parse_args()
     gpus = torch.cuda.device_count()
     options.ranks = options.ranks or [1 << power for power in range(max(1, gpus).bit_length())]
     for ranks in options.ranks:
         if ranks < 1 or options.heads % ranks or (gpus and ranks > gpus):
             rule = f"divide {options.heads} heads" + f" and be at most {gpus}, the number of GPUs" * bool(gpus)
-            parser.error(f"--ranks must {rule}, got {ranks}")
+            parser().error(f"--ranks must {rule}, got {ranks}")
     return options
 
 
@@ -152,7 +146,8 @@ def rows_of(ranks: int, options: argparse.Namespace) -> list[dict[str, Any]]:
         file = Path(directory) / "rows.json"
         words = [word for name, value in shape.items() for word in (f"--{name}", str(value))]
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
-        command = [*torchrun, f"--nproc-per-node={ranks}", __file__, *words, "--json", str(file)]
+        module = ["--module", f"{__package__}.tensor_parallel"]
+        command = [*torchrun, f"--nproc-per-node={ranks}", *module, *words, "--json", str(file)]
         subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")})
         return json.loads(file.read_text()) if file.exists() else []
 
@@ -163,7 +158,7 @@ def main() -> int:
         run_rank(options)
         return 0
     facts, rows, failed = environment(options.commit), [], False
-    table = Table("ranks", "batch", "context", "H", "hidden", "µs a step", "error")
+    table = grid(None, "ranks", "batch", "context", "H", "hidden", "µs a step", "error", left=0)
     for ranks in options.ranks:
         measured = rows_of(ranks, options)
         failed |= not measured or not all(row["error"] < BOUND for row in measured)
@@ -171,11 +166,9 @@ def main() -> int:
             cells = (str(row[name]) for name in ("ranks", "batch", "context", "heads", "hidden"))
             table.add_row(*cells, microseconds(row["us"]), f"{row['error']:.1e}")
         rows += measured
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = console_of()
     console.print(table)
-    console.print(origin(facts))
-    if options.json:
-        write_json(options.json, rows, facts)
+    finish(console, options, rows, facts)
     return int(failed)
 
 

@@ -1,31 +1,28 @@
 """What SGLang's hook runs (mla_fp8.integrations.sglang) beside a stand-in for what it replaces, on a GPU.
 
-    python benchmarks/sglang_hook.py [--s 1,16,128,1024] [--heads 128] [--k 128,512] [--json FILE]
+    python -m benchmarks.layers.sglang_hook [--s 1,16,128,1024] [--heads 128] [--k 128,512] [--json FILE]
 
 The stand-in allocates the same results and launches one Triton kernel that does as SGLang's: a program a row, its
-groups in turn, by division (triton_kernels.row_quant_kernel; no line is SGLang's). Method as in gpu.py, allocations
-included; `host` is the time of a call on the host. Values must agree within one FP8 step, scales within 2 ulp. Status
-1: they do not; 4: the hook is the slower one somewhere on the device.
+groups in turn, by division (row_quant_kernel of bench/triton_kernels.py; no line is SGLang's). Method as in gpu.py,
+allocations included; `host` is the time of a call on the host. Values must agree within one FP8 step, scales within 2
+ulp. Status 1: they do not; 4: the hook is the slower one somewhere on the device.
 """
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
-import timing
 import torch
-from gpu import integers
-from report import environment, microseconds, origin, write_json
-from rich.console import Console
-from rich.table import Table
-from sides import rotation
 from torch import Tensor
 
 from mla_fp8.formats import E4M3, GROUP
 from mla_fp8.integrations.sglang import M_ALIGNMENT, Quantized, around
+
+from ..bench import timing
+from ..bench.measure import l2_bytes
+from ..bench.report import console_of, environment, finish, grid, integers, microseconds, needs_gpu, parser_of
+from ..bench.sides import rotation, round_up
 
 EPS = 1e-12  # SGLang's default
 HOST_CALLS = 200
@@ -33,10 +30,10 @@ HOOK, STAND_IN = "mla_fp8", "stand-in"
 
 
 def stand_in(x: Tensor, group_size: int = GROUP, eps: float = EPS, dtype: torch.dtype = E4M3) -> Quantized:
-    from triton_kernels import row_quant_kernel
+    from ..bench.triton_kernels import row_quant_kernel
 
     heads, rows, k = x.shape
-    m, groups = -(-rows // M_ALIGNMENT) * M_ALIGNMENT, k // group_size
+    m, groups = round_up(rows, M_ALIGNMENT), k // group_size
     val = torch.empty((heads, m, k), dtype=dtype, device=x.device)
     scale = torch.empty((heads, groups, m), dtype=torch.float32, device=x.device).transpose(1, 2)
     counts = torch.empty((heads,), dtype=torch.int32, device=x.device)
@@ -58,45 +55,34 @@ def check(got: Quantized, want: Quantized) -> None:
         raise ValueError(f"values must be within 1 code and scales within 2 ulp, got {codes} and {ulps}")
 
 
-def host_us(call: Callable[[], object]) -> float:
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    for _ in range(HOST_CALLS):
-        call()
-    us = (time.perf_counter() - began) / HOST_CALLS * 1e6
-    torch.cuda.synchronize()
-    return us
-
-
-def measure(s: int, heads: int, k: int) -> dict[str, object]:
+def measure(s: int, heads: int, k: int) -> dict[str, float | str]:
     moved = heads * s * (2 * k + k + k // GROUP * 4)
-    sets = range(rotation(moved, torch.cuda.get_device_properties(0).L2_cache_size))
+    sets = range(rotation(moved, l2_bytes()))
     inputs = [torch.randn(s, heads, k, device="cuda").bfloat16().transpose(0, 1) for _ in sets]
-    hook = partial(around, stand_in)
-    check(hook(inputs[0]), stand_in(inputs[0]))
+    ways: dict[str, Callable[[Tensor], Quantized]] = {HOOK: partial(around, stand_in), STAND_IN: stand_in}
+    check(ways[HOOK](inputs[0]), stand_in(inputs[0]))
     launches = timing.launches_for(moved, len(sets))
-    graphs = {
-        name: timing.capture([partial(one, x) for x in inputs], launches)
-        for name, one in ((HOOK, hook), (STAND_IN, stand_in))
-    }
+    graphs = {name: timing.capture([partial(one, x) for x in inputs], launches) for name, one in ways.items()}
     samples = timing.interleave(graphs, timing.REPLAYS)
-    own, other = (timing.Timing.of(samples[name]).us for name in (HOOK, STAND_IN))
-    host = {name: host_us(partial(one, inputs[0])) for name, one in ((HOOK, hook), (STAND_IN, stand_in))}
-    row: dict[str, object] = {"mode": "sglang_hook", "s": s, "heads": heads, "k": k, "us": own, "stand_in_us": other}
-    return row | {"host_us": host[HOOK], "stand_in_host_us": host[STAND_IN]}
+    own, other = (timing.Timing.of(samples[name]).us for name in ways)
+    host, other_host = (
+        timing.called_us(partial(one, inputs[0]), HOST_CALLS, torch.device("cuda")) for one in ways.values()
+    )
+    times = {"us": own, "stand_in_us": other, "host_us": host, "stand_in_host_us": other_host}
+    return {"mode": "sglang_hook", "s": s, "heads": heads, "k": k, **times}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> argparse.ArgumentParser:
+    parser = parser_of(__doc__)
     parser.add_argument("--s", type=integers, default=[1, 16, 128, 1024], help="tokens")
     parser.add_argument("--heads", type=int, default=128)
     parser.add_argument("--k", type=integers, default=[128, 512])
-    parser.add_argument("--json", type=Path, help="write one JSON object a row")
-    parser.add_argument("--commit", help="for the JSON rows, where git cannot tell")
-    options = parser.parse_args()
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    if not torch.cuda.is_available():
-        console.print("benchmarks/sglang_hook.py: needs a CUDA device")
+    return parser
+
+
+def main() -> int:
+    options, console = parser().parse_args(), console_of()
+    if needs_gpu(console):
         return 2
     facts = environment(options.commit)
     try:
@@ -104,15 +90,13 @@ def main() -> int:
     except ValueError as error:
         console.print(f"wrong result: {error}", style="bold red", markup=False)
         return 1
-    table = Table("K", "S", "H", "µs, mla_fp8", "stand-in", "host µs, mla_fp8", "stand-in")
+    table = grid(None, "K", "S", "H", "µs, mla_fp8", "stand-in", "host µs, mla_fp8", "stand-in", left=0)
     for row in rows:
-        times = (float(str(row[name])) for name in ("us", "stand_in_us", "host_us", "stand_in_host_us"))
+        times = (float(row[name]) for name in ("us", "stand_in_us", "host_us", "stand_in_host_us"))
         table.add_row(*(str(row[name]) for name in ("k", "s", "heads")), *map(microseconds, times))
     console.print(table)
-    console.print(origin(facts))
-    if options.json:
-        write_json(options.json, rows, facts)
-    return 4 if any(float(str(row["us"])) > float(str(row["stand_in_us"])) for row in rows) else 0
+    finish(console, options, rows, facts)
+    return 4 if any(float(row["us"]) > float(row["stand_in_us"]) for row in rows) else 0
 
 
 if __name__ == "__main__":

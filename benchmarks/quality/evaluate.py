@@ -1,34 +1,32 @@
 """What FP8 projections do to a language model: NLL, KL and top-1 agreement of a small trained one, held-out text.
 
-    python benchmarks/quality.py --json quality.json       trains for minutes the first time, then reads its cache
-    python benchmarks/quality.py --blocks 32               less text, in seconds
+    python -m benchmarks.quality.evaluate --json quality.json   trains for minutes the first time, then reads its cache
+    python -m benchmarks.quality.evaluate --blocks 32           less text, in seconds
 
 The model has DeepSeek-V3's MLA dims and reads the standard library's sources; docs/accuracy.md says what it shows.
 Every row is teacher-forced on the same blocks of held-out text; KL and agreement are against transformers in fp32.
 """
 
 import argparse
-import json
 import math
 import platform
-import shlex
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import quality_model
-import quality_variants as variants
 import torch
 import transformers
-from cpu import environment
-from quality_model import Corpus, Recipe
-from quality_table import ten_thousandths
-from report import progress
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+
+from ..bench.layer_tables import ten_thousandths
+from ..bench.report import command_of, cpu_environment, grid, parser_of, progress, write_whole
+from . import model as models
+from . import variants
+from .model import Corpus, Recipe
 
 BATCH = 16  # blocks that run at once; per-tensor activations share a scale over them
 BLOCKS = 256
@@ -116,7 +114,7 @@ def measure(
     blocks = blocks_of(corpus.held_out, context, count)
     targets = blocks[:, 1:]
     rows = [
-        Row("baseline", f"counts of {what}", 0, quality_model.ngram_nll(corpus, order), 0.0)
+        Row("baseline", f"counts of {what}", 0, models.ngram_nll(corpus, order), 0.0)
         for order, what in enumerate(("characters", "pairs", "triples"), start=1)
     ]
     uses: dict[str, variants.Variant] = {"attention's output zero": variants.without_attention}
@@ -143,9 +141,11 @@ def evaluations() -> int:
 def table(rows: list[Row], where: Mapping[str, object]) -> Table:
     """Of 80 columns; KL and what is over fp32's NLL in 1e-4 nats. The record has the standard errors too."""
     caption = ", ".join(f"{key} {value}" for key, value in where.items() if key != "recipe")
-    result = Table(caption=caption, caption_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for column in ("", "2^", "NLL", "over\nfp32", "KL", "from\nFP8", "same\ntop-1"):
-        result.add_column(column, justify="right" if column else "left", no_wrap=bool(column), vertical="bottom")
+    result = grid(None, "", "2^", "NLL", "over\nfp32", "KL", "from\nFP8", "same\ntop-1")
+    result.caption, result.caption_justify = caption, "left"
+    result.box, result.padding, result.pad_edge = None, (0, 2, 0, 0), False
+    for column in result.columns:
+        column.no_wrap, column.vertical = bool(column.header), "bottom"
     for one in rows:
         cells = [str(one.octaves or ""), f"{one.nll:.4f}"]
         if one.delta is not None and one.kl is not None and one.checkpoint_kl is not None:
@@ -155,27 +155,30 @@ def table(rows: list[Row], where: Mapping[str, object]) -> Table:
     return result
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> argparse.ArgumentParser:
+    parser = parser_of(__doc__, commit=False)
     parser.add_argument("--blocks", type=int, default=BLOCKS, help="of held-out text, each as long as the context")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cache", type=Path, metavar="DIRECTORY", help="of trained models")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows and where they come from")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    args = parser().parse_args()
     torch.set_num_threads(args.threads)
     console, recipe = Console(), Recipe()
-    corpus = quality_model.standard_library()
-    where = {**environment(args.threads), "python": platform.python_version()}
+    corpus = models.standard_library()
+    where = {**cpu_environment(args.threads), "python": platform.python_version()}
     with progress(console) as bar:
         task = bar.add_task("train", total=recipe.steps)
         show = lambda loss: bar.update(task, advance=1, description=f"train, loss {loss:.3f}")  # noqa: E731
-        model, took = quality_model.trained(recipe, corpus, show, args.cache)
+        model, took = models.trained(recipe, corpus, show, args.cache)
         bar.update(task, completed=recipe.steps)
         task = bar.add_task("evaluate", total=evaluations() * math.ceil(args.blocks / BATCH))
         rows = measure(model, corpus, recipe.context, args.blocks, lambda: bar.advance(task))
     where |= {
         "transformers": transformers.__version__,
-        "command": shlex.join(["python", "benchmarks/quality.py", *sys.argv[1:]]),
+        "command": command_of(sys.argv),
         "recipe": asdict(recipe),
         "text": corpus.digest[:16],
         "train_characters": len(corpus.train),
@@ -183,12 +186,12 @@ def main() -> int:
         "held_out_characters": len(corpus.held_out),
         "blocks": args.blocks,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "weights": quality_model.weights_digest(model),
+        "weights": models.weights_digest(model),
         **{f"train_{name}": round(value) for name, value in took.items()},
     }
     console.print(table(rows, where))
     if args.json:
-        args.json.write_text(json.dumps({**where, "rows": [asdict(one) for one in rows]}, indent=1) + "\n")
+        write_whole(args.json, map(asdict, rows), where)
     return 0
 
 

@@ -1,0 +1,162 @@
+"""The tables of benchmarks/layers, and the tables and the sentence that results/quality.json becomes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from .report import Rows, markdown, microseconds, note
+
+OURS = "block FP8 weights and activations: mla_fp8"
+REFERENCE = "HF, fp32"
+ALONE = ", all else fp32"
+COLUMNS = ("NLL", "over HF fp32, 1e-4", "KL, 1e-4", "KL from the checkpoint, 1e-4", "same top-1")
+
+
+def decode_step(rows: Rows) -> str:
+    """Per H, batch and context: µs of each part, every backend's attention among them, and the shares."""
+    backends = list(dict.fromkeys(row["backend"] for row in rows if row["part"] == "attention"))
+    shapes = list(dict.fromkeys((row["heads"], row["batch"], row["context"]) for row in rows))
+    lines = []
+    for shape in shapes:
+        case = {
+            (row["part"], row["backend"]): row for row in rows if (row["heads"], row["batch"], row["context"]) == shape
+        }
+        own = [case["absorb_q", "mla_fp8"], case["v_up", "mla_fp8"]]
+        attentions = [case.get(("attention", backend)) for backend in backends]
+        fastest = next((row for row in attentions if row and row.get("share")), None)
+        shares = " / ".join(
+            f"{row['share']:.0%}" if row and row.get("share") else "?" for row in (own[0], fastest, own[1])
+        )
+        step = next((_part(row) for (part, _), row in case.items() if part == "step"), "")
+        cells = [_part(own[0]), *(_part(row, row is fastest) for row in attentions), _part(own[1]), shares, step]
+        lines.append(["{}, {}, {}".format(*shape), *cells])
+    problems = {f"{row['backend']}: {row['status']}: {row['reason']}" for row in rows if row["status"] != "ok"}
+    told = note("µs, median, weights and cache cold; **fastest** attention, of which the shares are", rows[0])
+    header = ["H, batch, context", "absorb_q", *backends, "v_up", "share: absorb_q / attention / v_up", "in one graph"]
+    return markdown(header, lines) + told + "".join(f"{problem}\n" for problem in sorted(problems))
+
+
+def _part(row: Mapping[str, Any] | None, bold: bool = False) -> str:
+    if row is None or row.get("us") is None:
+        return "" if row is None else row["status"]
+    return f"**{microseconds(row['us'])}**" if bold else microseconds(row["us"])
+
+
+def tensor_parallel(rows: Rows) -> str:
+    """Per number of ranks: µs a step for each batch; in brackets, one rank's time over it."""
+    batches = list(dict.fromkeys(row["batch"] for row in rows))
+    us = {(row["ranks"], row["batch"]): row["us"] for row in rows}
+    lines = []
+    for ranks in sorted({row["ranks"] for row in rows}):
+        cells = [f"{microseconds(us[ranks, batch])} ({us[1, batch] / us[ranks, batch]:.2f}x)" for batch in batches]
+        lines.append([str(ranks), *cells])
+    first = rows[0]
+    shape = f"{first['heads']} heads, hidden size {first['hidden']}, context {first['context']}"
+    told = note(f"µs a step, median of the slowest rank, {shape}; in brackets, one GPU's time over it", first)
+    return markdown(["GPUs", *(f"batch {batch}" for batch in batches)], lines) + told
+
+
+def prefill(rows: Rows) -> str:
+    """Per H and tokens: from how many queries on the expanded way is faster, and from how many enable() takes it."""
+    queries = {(row["heads"], row["tokens"], row["launched"]): row["queries"] for row in rows}
+    rules = {(row["heads"], row["tokens"]): row["rule"] for row in rows}
+    lines = [
+        [str(heads), str(tokens), *(str(queries[heads, tokens, how]) for how in ("graph", "eager")), str(rule)]
+        for (heads, tokens), rule in rules.items()
+    ]
+    told = note("Queries from which the expanded way is faster, and from which `enable` takes it", rows[0])
+    return markdown(["H", "tokens in the cache", "in a CUDA graph", "eager", "rule"], lines) + told
+
+
+def sglang_hook(rows: Rows) -> str:
+    """Per K and S: µs of the hook and of the stand-in on the device, and on the host."""
+    lines = []
+    for row in rows:
+        ratio = f"{row['stand_in_us'] / row['us']:.2f}x"
+        times = (microseconds(row[name]) for name in ("us", "stand_in_us", "host_us", "stand_in_host_us"))
+        lines.append([str(row["k"]), str(row["s"]), *times, ratio])
+    header = ["K", "S", "mla_fp8", "stand-in", "mla_fp8, host", "stand-in, host", "stand-in over mla_fp8"]
+    return markdown(header, lines) + note(f"µs, H = {rows[0]['heads']}", rows[0])
+
+
+def named(rows: Rows, variant: str, octaves: int = 0) -> Mapping[str, Any]:
+    (row,) = (row for row in rows if (row["variant"], row["octaves"]) == (variant, octaves))
+    return row
+
+
+def ten_thousandths(value: float) -> str:
+    """Three significant digits of value / 1e-4, down to a thousandth."""
+    scaled = value * 1e4
+    if 0 < scaled < 1e-3:
+        return "< 0.001"
+    return f"{scaled:.{3 if scaled < 1 else 2 if scaled < 10 else 1 if scaled < 100 else 0}f}"
+
+
+def quality(rows: Rows) -> str:
+    """NLL of what knows less; every variant; and the KL of those that depend on how the heads' weights are spread."""
+    known = [[row["variant"], f"{row['nll']:.3f}"] for row in rows if row["part"] != "variant"]
+    known.append(["**the model: transformers, fp32**", f"**{named(rows, REFERENCE)['nll']:.3f}**"])
+    variants = [row for row in rows if row["part"] == "variant"]
+    plain = [row for row in variants if row["octaves"] == 0]
+    octaves = sorted({row["octaves"] for row in variants})
+    spread = [
+        [name, *(_kl(named(rows, name, one)) for one in octaves)]
+        for name in dict.fromkeys(row["variant"] for row in variants if row["octaves"])
+    ]
+    factors = [f"2^{one}" if one else "1" for one in octaves]
+    tables = [
+        markdown(["", "NLL"], known),
+        markdown(["", *COLUMNS], [_line(row) for row in plain if ALONE not in row["variant"]]),
+        markdown(["all else in fp32", *COLUMNS], [_line(row) for row in plain if ALONE in row["variant"]]),
+        markdown(["KL, 1e-4; head 0's weights over the others'", *factors], spread),
+    ]
+    return "\n".join([*tables, _trained(rows[0])])
+
+
+def _line(row: Mapping[str, Any]) -> list[str]:
+    delta = f"{row['delta'] * 1e4:+.1f} ± {row['delta_se'] * 1e4:.1f}"
+    top = f"{row['agreement']:.2%} ± {row['agreement_se']:.2%}"
+    cells = [f"{row['nll']:.4f}", delta, _kl(row), ten_thousandths(row["checkpoint_kl"]), top]
+    if row["variant"] == REFERENCE:
+        cells[1:3] = ["0", "0"]
+        cells[-1] = "100%"
+    return (
+        [f"**{row['variant']}**", *(f"**{cell}**" for cell in cells)]
+        if row["variant"] == OURS
+        else [row["variant"].removesuffix(ALONE), *cells]
+    )
+
+
+def _kl(row: Mapping[str, Any]) -> str:
+    value = ten_thousandths(row["kl"])
+    return value if value.startswith("<") else f"{value} ± {ten_thousandths(row['kl_se'])}"
+
+
+def _trained(row: Mapping[str, Any]) -> str:
+    characters = row["blocks"] * row["recipe"]["context"]
+    return (
+        f"Nats per character, ± the standard error over {row['blocks']} blocks, together {characters:,} characters. "
+        f"{row['parameters']:,} parameters, trained on {row['read_characters']:,} characters in "
+        f"{row['train_seconds']:,} s ({row['train_processor_seconds']:,} s of processor time in "
+        f"{row['threads']} threads). {row['cpu']}, {row['capability']}, torch {row['torch']}, "
+        f"transformers {row['transformers']}, Python {row['python']}, {row['commit']}, {row['date']}.\n"
+    )
+
+
+def sentence(rows: Rows) -> str:
+    """README's claim."""
+    shown = {
+        "fp32": named(rows, REFERENCE),
+        "bf16": named(rows, "absorbed, bf16"),
+        "fp8": named(rows, OURS),
+        "tensor": named(rows, "per-tensor FP8 weights and activations"),
+    }
+    nll = {name: f"{row['nll']:.4f}" for name, row in shown.items()}
+    kl = {name: f"{row['kl']:.1e}" for name, row in shown.items()}
+    same = {name: f"{row['agreement']:.1%}" for name, row in shown.items()}
+    return (
+        f"A small character model with DeepSeek-V3's MLA dims, trained on Python's standard library, has an NLL of "
+        f"{nll['fp32']} nats\na character in fp32, {nll['bf16']} in bf16 and {nll['fp8']} with `enable(model)`. "
+        f"KL from fp32 and equal top-1: {kl['bf16']} and {same['bf16']} in bf16,\n"
+        f"{kl['fp8']} and {same['fp8']} with `enable(model)`, {kl['tensor']} and {same['tensor']} with per-tensor FP8. "
+        "It is no evaluation of DeepSeek-V3:\ndocs/accuracy.md has the method and the limits.\n"
+    )
