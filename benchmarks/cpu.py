@@ -10,12 +10,11 @@ get what a model holds. The ratio is over the faster of the two fp32 rows. On a 
 import argparse
 import importlib.util
 import itertools
-import statistics
 import sys
 import time
 import types
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -35,6 +34,7 @@ if not __package__:  # run by its path, which says where the package is
 from .bench import plot
 from .bench.measure import relative_error
 from .bench.report import again, cpu_environment, grid, parser_of, progress, write_whole
+from .bench.timing import Timing
 
 OPS = {"absorb_q": (512, 128, "q_out"), "v_up": (128, 512, "v_out")}  # n and k of DeepSeek-V3, the output's name
 SIDES = {"front": "absorb_q", "back": "v_up"}  # as `python -m mla_fp8 bench` calls the ops
@@ -140,8 +140,7 @@ def measure(
             times.append((time.perf_counter() - begin) * 1e3)
     rows = []
     for entry, times, error in zip(entries, samples, errors, strict=True):
-        p20, _, _, p80 = statistics.quantiles(times, n=5, method="inclusive")
-        ms = statistics.median(times)
+        ms, p20, p80 = astuple(Timing.of(times))
         gbps = entry.bytes / ms / 1e6
         rows.append(Row(op, s, heads, entry.name, len(times), ms, p20, p80, min(times), gbps, error))
     fastest = min(row.ms for row in rows if row.contender.startswith(PEER))

@@ -59,7 +59,7 @@ class Pools:
     """Memory by role, filled once; a case cuts its sets from it, and begins again where a pool ends."""
 
     def __init__(self, device: str = "cuda", divisor: int = 1) -> None:
-        self.device, self.out_scale = device, torch.full((1,), 0.02, device=device)
+        self.device, self.static_scale = device, torch.full((1,), 0.02, device=device)
         random = torch.Generator(device=device).manual_seed(0)
         values = torch.randn(PIECE // divisor, generator=random, device=device)
         scales = (torch.rand(PIECE // divisor, generator=random, device=device) + 0.5) * 2**-11
@@ -88,7 +88,7 @@ class PooledBuffers(Buffers):
 
     def __init__(self, pools: Pools, side: Side, s: int, heads: int) -> None:
         super().__init__(side, s, heads, {}, 0, pools.device)
-        self._pools, self.out_scale = pools, pools.out_scale
+        self._pools, self.static_scale = pools, pools.static_scale
         if side.op == "bmm":
             scale = self.make("scale", heads, 1, round_up(s, 4), dtype=FP32).mT[:, :s]
             self.quantized = self.make("quantized", heads, s, side.k, dtype=E4M3), scale

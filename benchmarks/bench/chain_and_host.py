@@ -107,7 +107,7 @@ def _failures(case: Mapping[str, object], failed: Mapping[str, str], table: Any)
 def host_calls(s: int, heads: int) -> Calls:
     front, back = (Buffers(SIDES[name], s, heads, {}, seed=0) for name in ("front576", "back_fp8"))
     latent = torch.empty(s, heads, front.side.n, dtype=torch.bfloat16, device="cuda")
-    out_scale = front.out_scale
+    out_scale = front.static_scale
     op, q, a, weight = torch.ops.mla_fp8, front.x_full, front.x.transpose(0, 1), front.w_bf16_t
     absorb, pe, up = (front.x, front.w, front.w_scale), front.pe, (back.x, back.w, back.w_scale)
     return {

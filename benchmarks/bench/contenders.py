@@ -67,7 +67,7 @@ def ours(side: Side) -> list[Contender]:
     op = torch.ops.mla_fp8
 
     def absorb_q(b: Buffers) -> None:
-        out_scale = b.out_scale if side.out_bytes == 1 else None
+        out_scale = b.static_scale if side.out_bytes == 1 else None
         op.absorb_q.out(b.x, b.w, b.w_scale, b.pe, out_scale, q_out=b.out)
 
     def v_up(b: Buffers) -> None:
@@ -228,7 +228,7 @@ def flashinfer(library: Any, side: Side) -> list[Contender]:
 
     def product(b: Buffers, out: Tensor) -> None:
         w, w_scale = b.w_tensor
-        library.bmm_fp8(cast(b), w.mT, b.x_scale, w_scale, BF16, out.transpose(0, 1))
+        library.bmm_fp8(cast(b), w.mT, b.static_scale, w_scale, BF16, out.transpose(0, 1))
 
     def named(name: str, call: Callable[..., object], roundings: int, layout: str = "out") -> Contender:
         return Contender(f"cast + FlashInfer bmm_fp8{name}", call, layout, roundings)

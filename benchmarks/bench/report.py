@@ -177,9 +177,11 @@ def note(text: str, row: Mapping[str, Any], *keys: str) -> str:
     return f"\n{text}. {', '.join(str(row.get(key)) for key in keys or ('gpu', 'torch', 'commit', 'date'))}.\n"
 
 
-def grid(title: str | None, *columns: str, left: int = 1) -> Table:
-    """A table whose first `left` columns are words and the others numbers."""
-    table = Table(title=title, title_justify="left")
+def grid(title: str | None, *columns: str, left: int = 1, narrow: bool = False, caption: str = "") -> Table:
+    """A table whose first `left` columns are words and the others numbers; narrow: without lines."""
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    if narrow:
+        table.box, table.padding, table.pad_edge = None, (0, 2, 0, 0), False
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index < left else "right", overflow="fold")
     return table
@@ -201,10 +203,7 @@ def show(console: Console, rows: Sequence[Row], where: str = "") -> None:
     columns = ["contender", "µs", "p20", "p80", "GB/s", "% of stream", "over floor", "over ours"]
     if narrow:
         columns = [column.replace("over ", "over\n").replace("% of ", "% of\n") for column in columns]
-    table = grid(f"{first.side}, S = {first.s}, H = {first.heads}", *columns)
-    table.caption, table.caption_justify = where, "left"
-    if narrow:
-        table.box, table.padding, table.pad_edge = None, (0, 2, 0, 0), False
+    table = grid(f"{first.side}, S = {first.s}, H = {first.heads}", *columns, narrow=narrow, caption=where)
     for row in sorted(rows, key=lambda row: row.us if row.us is not None else float("inf")):
         name = row.contender
         if row.us is None:

@@ -164,14 +164,9 @@ class Buffers:
         return reference.quantize_q_nope(self.x, M_ALIGNMENT)
 
     @cached_property
-    def x_scale(self) -> Tensor:
-        """A static per-tensor scale that covers the activations."""
+    def static_scale(self) -> Tensor:
+        """Of a whole tensor: it covers the activations, and the output, of which q_pe's columns are the largest."""
         return (self.x_full.abs().amax().float() / FP8_MAX).reshape(1)
-
-    @cached_property
-    def out_scale(self) -> Tensor:
-        """The same covers the output: of q, the rope columns are the largest."""
-        return self.x_scale.clone()
 
     @cached_property
     def out(self) -> Tensor:
@@ -228,11 +223,12 @@ class Buffers:
     def decode(self, layout: str) -> Tensor:
         """The sampled tokens of a result in fp64; NaN if anything anywhere was left unwritten."""
         result, tokens = self.result(layout), self.sample()
+        value = result[tokens].double()
         if any(bool(piece.float().isnan().any()) for piece in result.split(1024)):  # outputs are large
-            return torch.full_like(result[tokens], math.nan, dtype=torch.float64)
+            return torch.full_like(value, math.nan)
         if self.side.scale_bytes:
-            return result[tokens].double() * self.out_group_scale[tokens].double().unsqueeze(-1)
-        return result[tokens].double() * (self.out_scale.double() if result.dtype == E4M3 else 1)
+            return value * self.out_group_scale[tokens].double().unsqueeze(-1)
+        return value * (self.static_scale.double() if result.dtype == E4M3 else 1)
 
     def exact(self) -> Tensor:
         """The sampled tokens with unquantized activations, in fp64."""
@@ -248,5 +244,7 @@ class Buffers:
             val, scale = reference.v_up_quantized(x, self.w, self.w_scale)
             return val.view(*x.shape[:2], -1).double() * scale.double().unsqueeze(-1)
         if self.side.out_bytes == 1:
-            return reference.absorb_q(x, self.w, self.w_scale, pe, self.out_scale).double() * self.out_scale.double()
+            return (
+                reference.absorb_q(x, self.w, self.w_scale, pe, self.static_scale).double() * self.static_scale.double()
+            )
         return reference.absorb_q(x, self.w, self.w_scale, pe).double()

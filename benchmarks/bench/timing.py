@@ -21,7 +21,7 @@ HEAD_START_CYCLES = 1_000_000  # the device idles while the host fills its queue
 
 @dataclass(frozen=True)
 class Timing:
-    us: float
+    us: float  # or ms, as its samples
     p20: float
     p80: float
 

@@ -6,10 +6,7 @@ only write, or only read, which DRAM serves 5 to 10% faster than both at once (d
 buffers, so its weights are as cold as a contender's. Unlike ops that use programmatic dependent launch it never
 overlaps with its predecessor, so an op can come out a little below it.
 
-CUDA C++ is no better at this. With 16-byte loads, or with bulk copies through shared memory, each tuned over several
-shapes, the best took 4.68 and 4.84 µs where this kernel took 4.37 (S = 1), 8.02 and 8.00 against 8.02 (64), 58.8 and
-61.4 against 58.7 (1024). Evict-first reads gain 0.25 µs at S = 1. They gain as much when the buffers rotate through 12
-times L2, so it is not by data kept there.
+CUDA C++ is no better at this (docs/notes.md).
 """
 
 import functools
@@ -67,7 +64,7 @@ def project(b: Buffers, block_m: int, block_n: int, walk: int, warps: int) -> No
     grouped = bool(b.side.scale_bytes)
     project_kernel[(b.side.n // block_n, b.heads, -(-b.s // (block_m * walk)))](
         *(b.x, *b.x.stride()[:2], b.w, *b.w.stride()[:2], b.w_scale, *b.w_scale.stride(), *_rows(b.pe, b.x)),
-        *(b.out_scale, b.out, *b.out.stride()[:2], b.out_group_scale, *b.out_group_scale.stride(), b.s),
+        *(b.static_scale, b.out, *b.out.stride()[:2], b.out_group_scale, *b.out_group_scale.stride(), b.s),
         K=b.side.k,
         N=b.side.n,
         PE=b.side.rope,
@@ -93,14 +90,14 @@ def rows_a_program(rows: int) -> int:
 
 
 def concat(b: Buffers, a: Tensor, out: Tensor) -> None:
-    """a [S,H,n] and q_pe, if the side has one, beside each other; to e4m3 with b.out_scale if out is."""
-    _move_rows(a, b.pe, b.out_scale, out)
+    """a [S,H,n] and q_pe, if the side has one, beside each other; to e4m3 with b.static_scale if out is."""
+    _move_rows(a, b.pe, b.static_scale, out)
 
 
 def cast(b: Buffers) -> Tensor:
     """x in e4m3 with one static scale, head-major [H,S,k]."""
     out = b.scratch("cast", (b.heads, b.s, b.side.k), E4M3)
-    _move_rows(b.x, None, b.x_scale, out.transpose(0, 1))
+    _move_rows(b.x, None, b.static_scale, out.transpose(0, 1))
     return out
 
 

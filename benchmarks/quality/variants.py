@@ -57,14 +57,6 @@ def absorbed(model: Any) -> Any:
     return model
 
 
-def absorbed_fp32(model: Any) -> Any:
-    return absorbed(hf_fp32(model))
-
-
-def absorbed_bf16(model: Any) -> Any:
-    return absorbed(hf_bf16(model))
-
-
 def mla_fp8(model: Any) -> Any:
     """`enable(model)`: this package's ops, weights and activations in FP8."""
     model = hf_bf16(model)
@@ -84,16 +76,6 @@ def with_kv_b_proj(model: Any, change: Rounding) -> Any:
 def checkpoint_fp32(model: Any) -> Any:
     """fp32 arithmetic on the dequantized blocks: what an FP8 checkpoint says, without any other rounding."""
     return with_kv_b_proj(hf_fp32(model), unchanged)
-
-
-def block_weights(model: Any) -> Any:
-    """The blocks dequantized to bf16 at load, as vLLM and SGLang do on Hopper; bf16 products."""
-    return absorbed(with_kv_b_proj(hf_bf16(model), unchanged))
-
-
-def tensor_weights(model: Any) -> Any:
-    """The dequantized blocks quantized again with one scale for kv_b_proj: SGLang's block_quant_to_tensor_quant."""
-    return absorbed(with_kv_b_proj(hf_bf16(model), per_tensor))
 
 
 class RoundedLayer(ExactLayer):
@@ -125,33 +107,12 @@ def rounding(model: Any, weights: Rounding, activations: Rounding, dtype: torch.
     return model
 
 
-def tensor_both(model: Any) -> Any:
-    """Weights as in `tensor_weights`, and activations with one scale a tensor, as FlashInfer's bmm_fp8 takes them."""
-    return rounding(model, per_tensor, per_tensor, torch.bfloat16)
-
-
-def block_weights_fp32(model: Any) -> Any:
-    return rounding(model, unchanged, unchanged)
-
-
-def block_both_fp32(model: Any) -> Any:
-    return rounding(model, unchanged, per_group)
-
-
-def tensor_weights_fp32(model: Any) -> Any:
-    return rounding(model, per_tensor, unchanged)
-
-
 def tensor_once_fp32(model: Any) -> Any:
     """One scale for kv_b_proj as it was trained: no second rounding."""
     model = hf_fp32(model)
     for layer in attentions(model):
         layer.kv_b_proj.weight.data = per_tensor(layer.kv_b_proj.weight.data.bfloat16())
     return absorbed(model)
-
-
-def tensor_both_fp32(model: Any) -> Any:
-    return rounding(model, per_tensor, per_tensor)
 
 
 def one_head_doubled(model: Any) -> Any:
@@ -163,21 +124,29 @@ def one_head_doubled(model: Any) -> Any:
 
 VARIANTS: dict[str, Variant] = {
     "HF, fp32": hf_fp32,
-    "absorbed, fp32": absorbed_fp32,
+    "absorbed, fp32": lambda model: absorbed(hf_fp32(model)),
     "HF, bf16": hf_bf16,
-    "absorbed, bf16": absorbed_bf16,
-    "block FP8 weights": block_weights,
+    "absorbed, bf16": lambda model: absorbed(hf_bf16(model)),
+    # The blocks dequantized to bf16 at load, as vLLM and SGLang do on Hopper; bf16 products.
+    "block FP8 weights": lambda model: absorbed(with_kv_b_proj(hf_bf16(model), unchanged)),
     "block FP8 weights and activations: mla_fp8": mla_fp8,
-    "per-tensor FP8 weights": tensor_weights,
-    "per-tensor FP8 weights and activations": tensor_both,
+    # The dequantized blocks quantized again with one scale for kv_b_proj: SGLang's block_quant_to_tensor_quant.
+    "per-tensor FP8 weights": lambda model: absorbed(with_kv_b_proj(hf_bf16(model), per_tensor)),
+    # These weights, and activations with one scale a tensor, as FlashInfer's bmm_fp8 takes them.
+    "per-tensor FP8 weights and activations": lambda model: rounding(model, per_tensor, per_tensor, torch.bfloat16),
     "a fault: one head's values doubled": one_head_doubled,
-    "block FP8 weights, all else fp32": block_weights_fp32,
-    "block FP8 weights and activations, all else fp32": block_both_fp32,
+    "block FP8 weights, all else fp32": lambda model: rounding(model, unchanged, unchanged),
+    "block FP8 weights and activations, all else fp32": lambda model: rounding(model, unchanged, per_group),
     "per-tensor FP8 weights, rounded once, all else fp32": tensor_once_fp32,
-    "per-tensor FP8 weights, all else fp32": tensor_weights_fp32,
-    "per-tensor FP8 weights and activations, all else fp32": tensor_both_fp32,
+    "per-tensor FP8 weights, all else fp32": lambda model: rounding(model, per_tensor, unchanged),
+    "per-tensor FP8 weights and activations, all else fp32": lambda model: rounding(model, per_tensor, per_tensor),
 }
-SPREAD_VARIANTS = [name for name, run in VARIANTS.items() if run in (hf_bf16, mla_fp8, tensor_weights, tensor_both)]
+SPREAD_VARIANTS = [  # that are also run on heads whose weights differ in size
+    "HF, bf16",
+    "block FP8 weights and activations: mla_fp8",
+    "per-tensor FP8 weights",
+    "per-tensor FP8 weights and activations",
+]
 
 
 @torch.no_grad()

@@ -280,10 +280,50 @@ def test_pools_begin_again_at_their_end(pools):
     assert pools.cut("w", 1, dtype=torch.uint8).data_ptr() - begins[0] == size + tiles.ALIGN_BYTES
 
 
-def test_tiles_rows_resume_where_they_were_cut_off(tmp_path):
-    for index, row in enumerate(({"s": 1}, {"s": 2})):
-        tiles.append(tmp_path / "new" / "tiles.json", row, anew=not index)
-    assert [row["s"] for row in report.read(tmp_path / "new" / "tiles.json")] == [1, 2]
+@pytest.fixture
+def fake_clock(monkeypatch, pools):
+    """No GPU: graphs are their first call, and every name's time its length."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU")
+    monkeypatch.setattr(tiles, "Pools", lambda: pools)
+    monkeypatch.setattr(tiles, "l2_bytes", lambda: 1 << 20)
+    monkeypatch.setattr(timing, "capture", lambda calls, launches: calls[0]())
+    monkeypatch.setattr(timing, "interleave", lambda names, n: {name: [float(len(name))] * n for name in names})
+
+
+def test_tiles_measure_every_tile_and_torch(fake_clock, pools):
+    row = tiles.compare(pools, sides.SIDES["front576"], 3, 2, sides.device_of("a GPU"))
+    names = row["us"] | row["probed_us"]
+    kept = [one.config.tile for one in tiles.candidates(sides.SIDES["front576"].problem(3, 2)) if one.kept]
+    assert {tile.symbol for tile in kept if tile.align_bytes == 16} | {"torch.bmm kn", "torch.bmm nk"} == set(names)
+    assert row["chosen"] in row["us"] and all(us == len(name) for name, us in names.items())
+    assert set(row["probed_us"]) == {n for n in names if len(n) >= tiles.SLOW * min(map(len, names))} - {row["chosen"]}
+
+
+def test_tiles_go_on_where_they_were_cut_off(fake_clock, monkeypatch, tmp_path):
+    """First within no budget, then one case; then two more beside it, which keeps its row; then from the start."""
+
+    def cases(*words):
+        monkeypatch.setattr(sys, "argv", ["tiles.py", "--json", str(file), "--sides", "front512", "--commit", *words])
+        status = tiles.main()
+        return status, [(row["heads"], row["s"], row["commit"]) for row in report.read(file)] if file.exists() else []
+
+    file = tmp_path / "new" / "tiles.json"
+    monkeypatch.setattr(tiles, "LIMIT", 99)
+    assert cases("a", "--budget-s", "-1") == (3, [])
+    assert cases("a", "--s", "1", "--heads", "2") == (0, [(2, 1, "a")])
+    assert cases("b", "--s", "1,3", "--heads", "2", "--resume") == (0, [(2, 1, "a"), (2, 3, "b")])
+    assert cases("c", "--s", "3", "--heads", "2") == (0, [(2, 3, "c")])
+
+
+def test_tiles_list_is_the_published_one(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["tiles.py", "--list"])
+    assert tiles.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 14 * 19 * 6 and lines[0].split() == ["front512", "H=4", "S=1"]
+    text = (ROOT / "docs" / "configuration.md").read_text().replace("\n", " ")
+    for name, numbers in (("H", tiles.HEADS), ("S", tiles.S)):
+        assert f"{name} in {', '.join(map(str, numbers))}" in text, "the page has the list"
 
 
 def test_tiles_table_shows_the_worst_choice_what_a_tile_is_for_and_faster_peers(tmp_path):
