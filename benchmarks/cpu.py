@@ -12,7 +12,6 @@ import importlib.util
 import itertools
 import sys
 import time
-import types
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
@@ -25,11 +24,10 @@ from torch import Tensor
 
 from mla_fp8 import reference
 from mla_fp8.__main__ import INTERRUPTED
+from mla_fp8.cli.bench import as_package
 
-if not __package__:  # run by its path, which says where the package is
-    __package__ = "benchmarks"
-    sys.modules[__package__] = types.ModuleType(__package__)
-    sys.modules[__package__].__path__ = [str(Path(__file__).resolve().parent)]
+if not __package__:
+    __package__ = as_package(__file__)
 
 from .bench import plot
 from .bench.measure import relative_error

@@ -22,7 +22,6 @@ import importlib.util
 import os
 import subprocess
 import sys
-import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,11 +30,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from mla_fp8.__main__ import INTERRUPTED
+from mla_fp8.cli.bench import as_package
 
-if not __package__:  # run by its path, which says where the package is
-    __package__ = "benchmarks"
-    sys.modules[__package__] = types.ModuleType(__package__)
-    sys.modules[__package__].__path__ = [str(Path(__file__).resolve().parent)]
+if not __package__:
+    __package__ = as_package(__file__)
 
 from .bench import bytes_moved, chain_and_host, plot, report, timing, triton_calls
 from .bench.measure import Case, Row, WrongResult
@@ -43,7 +41,6 @@ from .bench.sides import GROUPS, SIDES
 
 DEFAULT_S = "1,16,32,64,128,256,512,1024,2048,8192,65536"
 QUICK_S = "1,64,512"
-QUICK_REPLAYS = 10
 MAX_COMPILE_S = 2048  # beyond, kernels are the same and memory is short for several processes
 MODES = {
     "chain": (chain_and_host.chain, "µs that the op adds to a chain of kernels"),
@@ -99,7 +96,7 @@ def cases_of(options: argparse.Namespace) -> list[Case]:
 
 def compare(options: argparse.Namespace, console: Console, facts: report.Facts) -> list[Row]:
     cases = cases_of(options)
-    replays = QUICK_REPLAYS if options.quick else options.replays
+    replays = timing.QUICK_REPLAYS if options.quick else options.replays
     rows: list[Row] = []
     with report.progress(console) as bar:
         compile_in_parallel(cases, options, bar)

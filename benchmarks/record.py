@@ -14,15 +14,14 @@ import shlex
 import subprocess
 import sys
 import time
-import types
 from pathlib import Path
 
 import torch
 
-if not __package__:  # run by its path, which says where the package is
-    __package__ = "benchmarks"
-    sys.modules[__package__] = types.ModuleType(__package__)
-    sys.modules[__package__].__path__ = [str(Path(__file__).resolve().parent)]
+from mla_fp8.cli.bench import as_package
+
+if not __package__:
+    __package__ = as_package(__file__)
 
 from .bench.report import HERE, RESULTS
 

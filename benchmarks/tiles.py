@@ -20,7 +20,6 @@ import math
 import statistics
 import sys
 import time
-import types
 from collections.abc import Iterable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -31,13 +30,12 @@ from rich.progress import track
 from torch import Tensor
 
 from mla_fp8 import reference
+from mla_fp8.cli.bench import as_package
 from mla_fp8.config import Device, candidates, forced_tile, select_config
 from mla_fp8.formats import E4M3, FP8_MAX
 
-if not __package__:  # run by its path, which says where the package is
-    __package__ = "benchmarks"
-    sys.modules[__package__] = types.ModuleType(__package__)
-    sys.modules[__package__].__path__ = [str(Path(__file__).resolve().parent)]
+if not __package__:
+    __package__ = as_package(__file__)
 
 from .bench import report, tables, timing
 from .bench.contenders import TORCH, WEIGHT_LAYOUTS, Contender, ours

@@ -34,7 +34,6 @@ DEFAULT_CHAIN_S, DEFAULT_HOST_S = [1, 4, 16], [1, 16]
 SIDES_IN_CHAIN = ("front512", "front576", "front576_fp8")
 CHAINS_A_GRAPH = 20
 EMPTY, ADD = "nothing between", "q + q"
-CALLS_A_BATCH = 200
 
 Calls = dict[str, Callable[[], object]]
 Records = list[dict[str, object]]
@@ -130,7 +129,7 @@ def host_us(calls: Calls, rounds: int) -> tuple[dict[str, timing.Timing], dict[s
     measures: dict[str, Callable[[], float]] = {}
     failed = {}
     for name, call in calls.items():
-        measure = partial(timing.called_us, call, CALLS_A_BATCH, torch.device("cuda"))
+        measure = partial(timing.called_us, call, timing.HOST_CALLS, torch.device("cuda"))
         try:
             measure()
         except Exception as error:

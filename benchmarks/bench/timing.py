@@ -14,8 +14,9 @@ import torch
 GRAPH_US = 1000  # of device time that one graph aims at, so that starting it weighs little
 MIN_LAUNCHES, MAX_LAUNCHES = 2, 48
 GUESSED_GBPS, GUESSED_LAUNCH_US = 2500, 4
-REPLAYS = 50
+REPLAYS, QUICK_REPLAYS = 50, 10
 TUNING_REPLAYS = 7
+HOST_CALLS = 200  # in a batch, few enough for the device's queue to hold
 HEAD_START_CYCLES = 1_000_000  # the device idles while the host fills its queue, so that no event waits for the host
 
 

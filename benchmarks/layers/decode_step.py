@@ -29,8 +29,6 @@ from ..bench.measure import release
 from ..bench.report import integers, microseconds
 from .decode_case import BACKENDS, OWN, Case, Part, Shape
 
-QUICK_REPLAYS = 10
-
 
 def show(console: Console, case: Case) -> None:
     table = report.grid(str(case.shape), "part", "µs", "p20", "p80", "GB/s", "share")
@@ -94,7 +92,7 @@ def main() -> int:
     for heads, batch, context in itertools.product(options.heads, options.batch, options.context):
         case = Case(Shape(batch, context, heads), options.backends)
         case.check()
-        case.time(QUICK_REPLAYS if options.quick else options.replays)
+        case.time(timing.QUICK_REPLAYS if options.quick else options.replays)
         show(console, case)
         rows += case.rows.values()
         if options.json:  # after every case: a run that is cut off keeps what it has

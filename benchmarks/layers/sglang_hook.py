@@ -25,7 +25,6 @@ from ..bench.report import console_of, environment, finish, grid, integers, micr
 from ..bench.sides import rotation, round_up
 
 EPS = 1e-12  # SGLang's default
-HOST_CALLS = 200
 HOOK, STAND_IN = "mla_fp8", "stand-in"
 
 
@@ -66,7 +65,7 @@ def measure(s: int, heads: int, k: int) -> dict[str, float | str]:
     samples = timing.interleave(graphs, timing.REPLAYS)
     own, other = (timing.Timing.of(samples[name]).us for name in ways)
     host, other_host = (
-        timing.called_us(partial(one, inputs[0]), HOST_CALLS, torch.device("cuda")) for one in ways.values()
+        timing.called_us(partial(one, inputs[0]), timing.HOST_CALLS, torch.device("cuda")) for one in ways.values()
     )
     times = {"us": own, "stand_in_us": other, "host_us": host, "stand_in_host_us": other_host}
     return {"mode": "sglang_hook", "s": s, "heads": heads, "k": k, **times}

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import mla_fp8
@@ -99,6 +100,17 @@ def directory() -> Path:
         if (found / "gpu.py").is_file():
             return found
     raise FileNotFoundError(f"bench: the benchmarks must be in {package / 'benchmarks'}, got none: reinstall mla_fp8")
+
+
+def as_package(script: str) -> str:
+    """Makes the folder of a script that runs by its path a package, whose name the script takes for its own.
+
+    So its modules import each other as they do in `python -m benchmarks.gpu`, wherever the folder is installed.
+    """
+    package = types.ModuleType("benchmarks")
+    package.__path__ = [str(Path(script).resolve().parent)]
+    sys.modules[package.__name__] = package
+    return package.__name__
 
 
 def peers() -> str:
