@@ -1,1 +1,1 @@
-"""What the ops take, beside what else there is: record, gpu, cpu and tiles are run by hand; README.md says how."""
+"""What the ops take, beside what else there is: README.md says what is run, and how."""

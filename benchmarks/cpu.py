@@ -1,10 +1,12 @@
-"""Times absorb_q and v_up on the CPU against torch.bmm, and checks them against the reference first.
+"""Times absorb_q and v_up on the CPU against torch.bmm, and checks them against the reference
+first.
 
     python benchmarks/cpu.py --s 1 16 128 --heads 128 --threads 2 --json cpu.json --plot cpu.svg
 
-Weights take turns among several copies, as those of a model's layers do. Outside the timed call every contender gets
-its output allocated, and torch.bmm its activations converted and head-major and its weights dequantized; the FP8 ops
-get what a model holds. The ratio is over the faster of the two fp32 rows. On a busy machine, medians measure the rest.
+Weights take turns among several copies, as those of a model's layers do. Outside the timed call
+every contender gets its output allocated, and torch.bmm its activations converted and head-major
+and its weights dequantized; the FP8 ops get what a model holds. The ratio is over the faster of the
+two fp32 rows. On a busy machine, medians measure the rest.
 """
 
 import argparse

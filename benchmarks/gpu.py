@@ -9,12 +9,14 @@
 
 Sides: front512, front576, front576_fp8 (together: front), back, back_fp8 (together: back), gemm.
 
-Method. A contender's time is that of a CUDA graph of back-to-back launches over buffer sets (activations, weights,
-outputs) that together exceed L2 three times, divided by the launches; the graphs of all contenders of a case replay in
-turn, and the table has the median and the 20th and 80th percentile over the replays. Everything is checked first, each
-result against its reference in float64: a wrong one ends the program with status 1 before any time is printed. GB/s
-and % of stream count the bytes that a side cannot avoid (bench/sides.py). `floor` is one launch that moves these bytes
-and computes nothing (bench/triton_calls.py). Status 3: all was measured but for an op of mla_fp8 that failed.
+Method. A contender's time is that of a CUDA graph of back-to-back launches over buffer sets
+(activations, weights, outputs) that together exceed L2 three times, divided by the launches; the
+graphs of all contenders of a case replay in turn, and the table has the median and the 20th and
+80th percentile over the replays. Everything is checked first, each result against its reference in
+float64: a wrong one ends the program with status 1 before any time is printed. GB/s and % of stream
+count the bytes that a side cannot avoid (bench/sides.py). `floor` is one launch that moves these
+bytes and computes nothing (bench/triton_calls.py). Status 3: all was measured but for an op of
+mla_fp8 that failed.
 """
 
 import argparse
@@ -75,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def compile_in_parallel(cases: list[Case], options: argparse.Namespace, bar: Progress) -> None:
-    """A process a case, each filling the caches on disk of Triton and the libraries; the check then need not wait."""
+    """A process a case fills the disk caches of Triton and the libraries, before the check."""
     small = [case for case in cases if case.s <= MAX_COMPILE_S] if options.jobs > 1 else []
     task = bar.add_task("compile", total=len(small), visible=bool(small))
 

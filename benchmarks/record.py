@@ -1,12 +1,13 @@
-"""Measures the committed records again, each by its own command, and writes them where tables.py finds them.
+"""Measures the committed records again, each by its own command, and writes them where tables.py
+finds them.
 
     python benchmarks/record.py                    all that a GPU can measure, or without one what a CPU can
     python benchmarks/record.py gpu tiles          these
     python benchmarks/record.py --into build/results --commit abc1234
     python benchmarks/record.py --list             the commands
 
-Then `python -m benchmarks.bench.tables` fills the tables of README and docs. Status 1: a command failed, and the others
-ran.
+Then `python -m benchmarks.bench.tables` fills the tables of README and docs. Status 1: a command
+failed, and the others ran.
 """
 
 import argparse

@@ -1,16 +1,18 @@
-"""Times every tile that can run a problem, beside the one that select_config chooses, and torch.bmm.
+"""Times every tile that can run a problem, beside the one that select_config chooses, and
+torch.bmm.
 
     python benchmarks/tiles.py                            the published list of (H, S): some thousand cases
     python benchmarks/tiles.py --s 1,64 --heads 16,128 --sides front512,back
     python benchmarks/tiles.py --json tiles.json --resume --budget-s 500     goes on where a run before was cut off
     python benchmarks/tiles.py --list                     the cases, and measures nothing
 
-Rotation through L2, graphs and interleaving as in gpu.py; a set's tensors are cut from one pool, which makes a case
-take tens of milliseconds. The chosen tile is checked against the reference, every other must have its bits. A tile that
-takes SLOW times as long as the fastest in a first round is not timed further. Where the output is bf16, torch.bmm
-into the output is beside (into a view of q, and a copy of q_pe), with the weights in the faster of two layouts. Tiles
-for unaligned tensors are left out. Status 1: a result is wrong, or a choice takes over LIMIT of the best tile's time;
-2: no GPU; 3: the budget is spent.
+Rotation through L2, graphs and interleaving as in gpu.py; a set's tensors are cut from one pool,
+which makes a case take tens of milliseconds. The chosen tile is checked against the reference,
+every other must have its bits. A tile that takes SLOW times as long as the fastest in a first round
+is not timed further. Where the output is bf16, torch.bmm into the output is beside (into a view of
+q, and a copy of q_pe), with the weights in the faster of two layouts. Tiles for unaligned tensors
+are left out. Status 1: a result is wrong, or a choice takes over LIMIT of the best tile's time; 2:
+no GPU; 3: the budget is spent.
 """
 
 import argparse
@@ -54,7 +56,7 @@ POOL_BYTES = {"x": 5 << 28, "w": 1 << 29, "w_bf16": 1 << 29, "scale": 1 << 28, "
 
 
 class Pools:
-    """Memory by role, filled once; a case cuts its sets from it, and begins again where a pool ends."""
+    """Memory by role, filled once. A case cuts its sets from it, and wraps around at its end."""
 
     def __init__(self, device: str = "cuda", divisor: int = 1) -> None:
         self.device, self.static_scale = device, torch.full((1,), 0.02, device=device)
@@ -82,7 +84,7 @@ class Pools:
 
 
 class PooledBuffers(Buffers):
-    """Buffers that are cut from pools. Their bf16 weights are not those of `w`: they are only timed."""
+    """Buffers cut from pools. Their bf16 weights are not those of `w`: they are only timed."""
 
     def __init__(self, pools: Pools, side: Side, s: int, heads: int) -> None:
         super().__init__(side, s, heads, {}, 0, pools.device)
@@ -116,7 +118,7 @@ class PooledBuffers(Buffers):
 
 
 def check(contender: Contender, buffers: PooledBuffers, symbols: Iterable[str], where: str) -> None:
-    """The chosen tile against the reference, and its bits against the others'. Raises: WrongResult."""
+    """The chosen tile against the reference, the others' bits against its. Raises: WrongResult."""
     want = [written.clone() for written in buffers.bits_of(contender)]
     error = relative_error(buffers.decode(contender.layout), buffers.quantized_reference())
     if not error < contender.tolerance:
@@ -153,7 +155,7 @@ def compare(pools: Pools, side: Side, s: int, heads: int, device: Device) -> dic
 
 
 def take_times(captured: Mapping[str, timing.Captured], chosen: str) -> dict[str, object]:
-    """`us`: medians; `probed_us`: one sample of what is too slow for more; `spread`: the worst of (max / min - 1)."""
+    """`us`: medians; `probed_us`: a sample of what is slow; `spread`: the worst (max / min - 1)."""
     probed = {name: samples[0] for name, samples in timing.interleave(captured, 1).items()}
     limit = SLOW * min(probed.values())
     live = {name: one for name, one in captured.items() if probed[name] < limit or name == chosen}

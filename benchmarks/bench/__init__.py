@@ -1,1 +1,1 @@
-"""What every benchmark shares, from a contender and its buffers to the tables of README and docs."""
+"""What every benchmark shares, from contenders and buffers to the tables of README and docs."""

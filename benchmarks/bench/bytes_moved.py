@@ -1,11 +1,14 @@
-"""Two modes of gpu.py about bytes: quantize_q_nope beside copies, and what the ops move to and from DRAM.
+"""Two modes of gpu.py about bytes: quantize_q_nope beside copies, and what the ops move to and from
+DRAM.
 
-Quantize: a copy reads half of the op's bytes and writes the other half: `memcpy` is the driver's copy, `elementwise` is
-torch's bitwise_not. The stream ceiling is the faster of the two. Method as for the other ops.
+Quantize: a copy reads half of the op's bytes and writes the other half: `memcpy` is the driver's
+copy, `elementwise` is torch's bitwise_not. The stream ceiling is the faster of the two. Method as
+for the other ops.
 
-DRAM: Nsight Compute's counters beside the bytes that an op cannot avoid. Needs `ncu` and the right to read counters.
-Each op runs once with cold caches. What is still in L2 when a kernel ends has not been written yet, up to L2's size;
-the table says how much that can be. Status 1 if read and written bytes together are off by more than 5%, that aside.
+DRAM: Nsight Compute's counters beside the bytes that an op cannot avoid. Needs `ncu` and the right
+to read counters. Each op runs once with cold caches. What is still in L2 when a kernel ends has not
+been written yet, up to L2's size; the table says how much that can be. Status 1 if read and written
+bytes together are off by more than 5%, that aside.
 """
 
 import argparse

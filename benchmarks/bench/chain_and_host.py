@@ -1,12 +1,15 @@
-"""Two modes of gpu.py: what a projection adds between other kernels, and what a call costs the host.
+"""Two modes of gpu.py: what a projection adds between other kernels, and what a call costs the
+host.
 
-Chain: producer -> projection -> reader, less producer -> reader. The producer streams 24 MB and writes q_nope; the
-reader reads all of q. Both are plain kernels without programmatic dependent launch. All launches are in one graph, over
-buffer sets that together exceed L2. With nothing between, the reader finds q in DRAM and not in L2, which understates
-what a projection adds: by 2 MB, or 0.7 µs, at S = 16.
+Chain: producer -> projection -> reader, less producer -> reader. The producer streams 24 MB and
+writes q_nope; the reader reads all of q. Both are plain kernels without programmatic dependent
+launch. All launches are in one graph, over buffer sets that together exceed L2. With nothing
+between, the reader finds q in DRAM and not in L2, which understates what a projection adds: by 2
+MB, or 0.7 µs, at S = 16.
 
-Host: µs of dispatch, checks, configuration and launch, as a Python caller pays them. Calls run in batches short enough
-for the device's queue to hold, without synchronization inside; contenders take turns.
+Host: µs of dispatch, checks, configuration and launch, as a Python caller pays them. Calls run in
+batches short enough for the device's queue to hold, without synchronization inside; contenders take
+turns.
 """
 
 import argparse

@@ -1,7 +1,9 @@
-"""Who runs: our ops, torch.bmm with what completes it, a fused Triton kernel, DeepGEMM and FlashInfer where installed.
+"""Who runs: our ops, torch.bmm with what completes it, a fused Triton kernel, DeepGEMM and
+FlashInfer where installed.
 
-A contender is a function of one buffer set that launches everything from the inputs to its result, in a layout that
-Buffers.decode knows. `configs` are variants that are all checked, and of which the fastest is timed.
+A contender is a function of one buffer set that launches everything from the inputs to its result,
+in a layout that Buffers.decode knows. `configs` are variants that are all checked, and of which the
+fastest is timed.
 """
 
 import functools
@@ -18,8 +20,9 @@ from .sides import BF16, Buffers, Side
 from .triton_calls import cast, concat, group_quant, has_triton, project, quantization_scratch, triton_configs
 
 OWN_TOLERANCE = 3e-3  # against the quantized reference: an accumulator and one rounding to bf16
-# To e4m3, an accumulator that is off by d moves about d / ulp of the values by one ulp. The tensor core's fp8 sums have
-# d = 1e-4, which gives 2.7e-3 (simulated); a kernel that rounds to bf16 first gets 1.15e-2.
+# To e4m3, an accumulator that is off by d moves about d / ulp of the values by one ulp. The tensor
+# core's fp8 sums have d = 1e-4, which gives 2.7e-3 (simulated); a kernel that rounds to bf16 first
+# gets 1.15e-2.
 OWN_FP8_TOLERANCE = 6e-3
 BF16_TOLERANCE = 5e-3  # bf16 weights, bf16 output: 1.7e-3 each, and a margin
 FP8_NOISE = 2.65e-2  # of one rounding of normal data to e4m3; roundings add in quadrature
@@ -94,7 +97,7 @@ def ours(side: Side) -> list[Contender]:
 
 @dataclass(frozen=True)
 class Product:
-    """Somebody's GEMM, and what turns its bf16 result into the side's output: the calls of contenders."""
+    """Somebody's GEMM with what turns its bf16 result into the side's output."""
 
     call: Callable[..., object]  # of a buffer set, the result [S,H,n] with any strides, and a configuration
     head_major: bool = True  # where an intermediate result is [H,S,n] in memory
@@ -178,7 +181,8 @@ def available(
 
 
 def deep_gemm(library: Any, side: Side) -> list[Contender]:
-    # Its expressions name the activations' dims b h r|d, the weights' h d r, whichever of d and r is summed over.
+    # Its expressions name the activations' dims b h r|d, the weights' h d r, whichever of d and r
+    # is summed over.
     def einsum(b: Buffers, out: Tensor, weights: str) -> None:
         if weights == "nk":
             library.einsum("bhr,hdr->bhd", b.x, b.w_bf16, out)

@@ -1,4 +1,4 @@
-"""The tables of benchmarks/layers, and the tables and the sentence that results/quality.json becomes."""
+"""The tables of layers/, and the tables and the sentence that results/quality.json becomes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ COLUMNS = ("NLL", "over HF fp32, 1e-4", "KL, 1e-4", "KL from the checkpoint, 1e-
 
 
 def decode_step(rows: Rows) -> str:
-    """Per H, batch and context: µs of each part, every backend's attention among them, and the shares."""
+    """Per H, batch and context: µs of each part, attention by every backend, and the shares."""
     backends = list(dict.fromkeys(row["backend"] for row in rows if row["part"] == "attention"))
     shapes = list(dict.fromkeys((row["heads"], row["batch"], row["context"]) for row in rows))
     lines = []
@@ -56,7 +56,7 @@ def tensor_parallel(rows: Rows) -> str:
 
 
 def prefill(rows: Rows) -> str:
-    """Per H and tokens: from how many queries on the expanded way is faster, and from how many enable() takes it."""
+    """Per H and tokens: from how many queries on expanded is faster, and enable() takes it."""
     queries = {(row["heads"], row["tokens"], row["launched"]): row["queries"] for row in rows}
     rules = {(row["heads"], row["tokens"]): row["rule"] for row in rows}
     lines = [
@@ -92,7 +92,7 @@ def ten_thousandths(value: float) -> str:
 
 
 def quality(rows: Rows) -> str:
-    """NLL of what knows less; every variant; and the KL of those that depend on how the heads' weights are spread."""
+    """NLL of what knows less; every variant; the KL of those that the heads' spread changes."""
     known = [[row["variant"], f"{row['nll']:.3f}"] for row in rows if row["part"] != "variant"]
     known.append(["**the model: transformers, fp32**", f"**{named(rows, REFERENCE)['nll']:.3f}**"])
     variants = [row for row in rows if row["part"] == "variant"]

@@ -1,4 +1,4 @@
-"""One case of the GPU benchmark, a side at one S and H: check every contender, tune, time all of them in turn."""
+"""A side at one S and H on a GPU: check every contender, tune, time all of them in turn."""
 
 import gc
 from collections.abc import Callable, Mapping, Sequence

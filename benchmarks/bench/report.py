@@ -1,4 +1,4 @@
-"""Options, progress, tables, and JSON rows, each with the machine and software that it was measured on."""
+"""Options, progress, tables, and JSON rows with the machine and software behind each."""
 
 import argparse
 import datetime
@@ -36,7 +36,7 @@ def integers(text: str) -> list[int]:
 
 
 def parser_of(description: str | None, commit: bool = True) -> argparse.ArgumentParser:
-    """With what every benchmark takes: where rows are written, and on a GPU which commit they are of."""
+    """With what every benchmark takes: where rows go, and on a GPU which commit they are of."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write one JSON object a row")
     if commit:
@@ -93,7 +93,7 @@ def source_version(git: Sequence[str]) -> str | None:
 
 
 def environment(commit: str | None = None) -> dict[str, object]:
-    """What every JSON row of a GPU says about its origin; `commit` for a checkout without its history."""
+    """The origin of every JSON row of a GPU; `commit` for a checkout without its history."""
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "-i", "0"]
     return {
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
@@ -126,7 +126,7 @@ def cpu_environment(threads: int) -> dict[str, object]:
 
 
 def again(options: Mapping[str, object]) -> str:
-    """The command that measures one table again: its contenders take turns, so none is measured alone."""
+    """The command that measures one table again, with all of its contenders."""
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     return shlex.join(["python", "-m", "mla_fp8", "bench", *words])
 
@@ -178,7 +178,7 @@ def note(text: str, row: Mapping[str, Any], *keys: str) -> str:
 
 
 def grid(title: str | None, *columns: str, left: int = 1, narrow: bool = False, caption: str = "") -> Table:
-    """A table whose first `left` columns are words and the others numbers; narrow: without lines."""
+    """A table whose first `left` columns are words, the others numbers; narrow: without lines."""
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     if narrow:
         table.box, table.padding, table.pad_edge = None, (0, 2, 0, 0), False
@@ -197,7 +197,7 @@ def finish(
 
 
 def show(console: Console, rows: Sequence[Row], where: str = "") -> None:
-    """One case: a line a contender, the fastest first; what did not run comes last, with the reason."""
+    """One case: a line a contender, the fastest first; last what did not run, with the reason."""
     first, own = rows[0], next((row for row in rows if row.ours and row.us is not None), None)
     narrow = console.width < WIDE_COLUMNS
     columns = ["contender", "µs", "p20", "p80", "GB/s", "% of stream", "over floor", "over ours"]

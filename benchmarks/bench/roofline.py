@@ -1,4 +1,5 @@
-"""The ops under their roofline: how fast a large copy and the tensor cores would let them be, and how fast they are.
+"""The ops under their roofline: how fast a large copy and the tensor cores would let them be, and
+how fast they are.
 
     python -m benchmarks.bench.roofline [--record benchmarks/results/h100.json] [--plot docs/roofline.svg]
 

@@ -1,7 +1,7 @@
-"""The products that the GPU benchmark compares, what its contenders read and write, and what the result has to be.
+"""The products that the GPU benchmark compares, what contenders read and write, the right result.
 
-No implementation of a side can avoid its bytes: activations once, FP8 weights with their scales once, the output once.
-Every rate in the tables counts these, also for contenders that move more.
+No implementation of a side can avoid its bytes: activations once, FP8 weights with their scales
+once, the output once. Every rate in the tables counts these, also for contenders that move more.
 """
 
 import math
@@ -82,7 +82,7 @@ def device_of(gpu: str) -> Device:
 
 
 def rotation(footprint_bytes: int, l2_bytes: int) -> int:
-    """Buffer sets that together exceed L2 L2_MULTIPLE times; a set that does so alone is its own rotation."""
+    """Buffer sets that together exceed L2 L2_MULTIPLE times; one, where it does so alone."""
     return max(1, math.ceil(L2_MULTIPLE * l2_bytes / footprint_bytes))
 
 
@@ -91,13 +91,13 @@ def round_up(count: int, multiple: int) -> int:
 
 
 def words(tensor: Tensor) -> Tensor:
-    """The tensor's memory as 4-byte words, for what only moves or poisons it."""
+    """The tensor's memory as 4-byte words, for what only moves it."""
     flat = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
     return flat[: flat.numel() // 4 * 4].view(torch.int32)
 
 
 class Buffers:
-    """One set of tensors; what no contender touches is never allocated. The sets of a case share their scratch."""
+    """A set of tensors, each made when it is first used. The sets of a case share their scratch."""
 
     def __init__(
         self, side: Side, s: int, heads: int, scratch: dict[str, Tensor], seed: int, device: str = "cuda"
@@ -155,7 +155,7 @@ class Buffers:
 
     @cached_property
     def w_tensor(self) -> tuple[Tensor, Tensor]:
-        """The weights requantized with one scale, as per-tensor FP8 needs them: [H,n,k] e4m3 and fp32 [1]."""
+        """The weights requantized with one scale: [H,n,k] e4m3 and fp32 [1]."""
         scale = (self.w_exact.abs().amax() / FP8_MAX).float().reshape(1)
         return reference.to_fp8(self.w_exact, scale), scale
 
@@ -165,7 +165,7 @@ class Buffers:
 
     @cached_property
     def static_scale(self) -> Tensor:
-        """Of a whole tensor: it covers the activations, and the output, of which q_pe's columns are the largest."""
+        """Of a whole tensor: the activations, or the output, whose largest columns are q_pe's."""
         return (self.x_full.abs().amax().float() / FP8_MAX).reshape(1)
 
     @cached_property
@@ -198,7 +198,7 @@ class Buffers:
 
     @cached_property
     def masked_inputs(self) -> tuple[Tensor, Tensor]:
-        """A masked GEMM's weights, of which it takes no view, and how many rows of a head are tokens."""
+        """A masked GEMM's weights, for it takes no view, and how many rows of a head are tokens."""
         return self.w.contiguous(), torch.full((self.heads,), self.s, dtype=torch.int32, device=self.device)
 
     def scratch(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = BF16) -> Tensor:
@@ -237,7 +237,7 @@ class Buffers:
         return product if self.pe is None else torch.cat([product, self.pe[tokens].double()], dim=-1)
 
     def quantized_reference(self) -> Tensor:
-        """The sampled tokens as mla_fp8.reference makes them, output rounding included, decoded to fp64."""
+        """The sampled tokens as mla_fp8.reference makes them, with output rounding, in fp64."""
         tokens = self.sample()
         x, pe = self.x[tokens], None if self.pe is None else self.pe[tokens]
         if self.side.scale_bytes:

@@ -3,7 +3,8 @@
     python -m benchmarks.bench.tables            rewrite them
     python -m benchmarks.bench.tables --check    status 1 if that would change one
 
-A block stands between `<!-- table: NAME -->` and `<!-- end -->`; a name whose results are not there keeps its text.
+A block stands between `<!-- table: NAME -->` and `<!-- end -->`; a name whose results are not there
+keeps its text.
 """
 
 import argparse
@@ -31,7 +32,7 @@ PEER, TRITON = "torch.bmm", "fused Triton kernel"
 
 
 def gpu(rows: Rows) -> str:
-    """Per side: ours, the floor, the fused Triton kernel, the fastest other; in brackets what ours is faster by."""
+    """Per side: ours, the floor, Triton, the fastest other; in brackets what ours is faster by."""
     timed = [row for row in rows if row.get("us") and row["heads"] == HEADS]
     s_values = sorted({row["s"] for row in timed})
     others: dict[str, Callable[[Mapping[str, Any]], bool]] = {
@@ -51,7 +52,7 @@ def gpu(rows: Rows) -> str:
 
 
 def heads(rows: Rows) -> str:
-    """Per side and H, ours over S; in brackets, what it is faster by than the fastest other but Triton."""
+    """Per side and H, ours over S; in brackets, the fastest other's time over it, but Triton's."""
     timed = [row for row in rows if row.get("us")]
     s_values = sorted({row["s"] for row in timed})
     lines: list[list[str]] = []
@@ -117,7 +118,7 @@ def quantize(rows: Rows) -> str:
 
 
 def tiles(rows: Rows) -> str:
-    """What select_config chooses now beside the fastest tile, what each tile is for, and where torch.bmm is faster."""
+    """What is chosen now beside the fastest tile, what a tile is for, where torch.bmm is faster."""
     by_side: dict[str, list[tuple[float, str]]] = defaultdict(list)  # over the best, and the cell in words
     slower: dict[str, list[str]] = defaultdict(list)  # cells where PEER is faster
     for row in rows:

@@ -1,4 +1,5 @@
-"""Times launches that find nothing in L2, as CUDA graphs over rotated buffers; and calls, as the host sees them.
+"""Times launches that find nothing in L2, as CUDA graphs over rotated buffers; and calls, as the
+host sees them.
 
 Contenders take turns in both.
 """
@@ -93,7 +94,7 @@ def best(candidates: Mapping[str, Captured]) -> str:
 
 
 def called_us(call: Callable[[], object], calls: int, device: torch.device, wait: bool = False) -> float:
-    """µs a call of several without a pause: the host's part, or with `wait` all until a GPU is done."""
+    """µs a call of several without a pause: the host's, or with `wait` until a GPU is done too."""
 
     def synchronize() -> None:
         if device.type == "cuda":

@@ -1,10 +1,11 @@
 """Launches of triton_kernels.py on buffer sets; among them the floor, and the stream ceiling.
 
-The floor is one launch that reads and writes a side's bytes with no mathematics. Its kernel (move_kernel) is tuned for
-every shape over tile size, work a program and cache policy; the fastest is the floor. At large S half of its programs
-only write, or only read, which DRAM serves 5 to 10% faster than both at once (docs/notes.md). It reads the side's own
-buffers, so its weights are as cold as a contender's. Unlike ops that use programmatic dependent launch it never
-overlaps with its predecessor, so an op can come out a little below it.
+The floor is one launch that reads and writes a side's bytes with no mathematics. Its kernel
+(move_kernel) is tuned for every shape over tile size, work a program and cache policy; the fastest
+is the floor. At large S half of its programs only write, or only read, which DRAM serves 5 to 10%
+faster than both at once (docs/notes.md). It reads the side's own buffers, so its weights are as
+cold as a contender's. Unlike ops that use programmatic dependent launch it never overlaps with its
+predecessor, so an op can come out a little below it.
 
 CUDA C++ is no better at this (docs/notes.md).
 """
@@ -84,13 +85,13 @@ def _rows(pe: Tensor | None, unread: Tensor) -> tuple[Tensor, int, int]:
 
 
 def rows_a_program(rows: int) -> int:
-    """A power of 2 that keeps the device busy at small S and a program's fixed cost small at large S."""
+    """A power of 2: the device is busy at small S, a program's fixed cost small at large S."""
     wanted = max(1, rows // (SMS * PROGRAMS_AN_SM))
     return min(MAX_ROWS_A_PROGRAM, 1 << (wanted.bit_length() - 1))
 
 
 def concat(b: Buffers, a: Tensor, out: Tensor) -> None:
-    """a [S,H,n] and q_pe, if the side has one, beside each other; to e4m3 with b.static_scale if out is."""
+    """a [S,H,n] and q_pe, where the side has it, side by side; in e4m3 with b.static_scale."""
     _move_rows(a, b.pe, b.static_scale, out)
 
 
@@ -116,7 +117,7 @@ def _move_rows(a: Tensor, pe: Tensor | None, scale: Tensor, out: Tensor) -> None
 
 
 def group_quant(b: Buffers, x: Tensor, val: Tensor, scale: Tensor, m: int) -> None:
-    """x [S,H,K] -> val [m,H,K] e4m3, scale [m,H,K/128] fp32 in 1x128 groups; rows from S on are zero."""
+    """x [S,H,K] -> val [m,H,K] e4m3, scale [m,H,K/128] fp32; rows from S on are zero."""
     from .triton_kernels import group_quant_kernel
 
     rows, groups = m * b.heads, x.shape[2] // GROUP
@@ -129,7 +130,8 @@ def group_quant(b: Buffers, x: Tensor, val: Tensor, scale: Tensor, m: int) -> No
 
 
 def quantization_scratch(b: Buffers, head_major: bool) -> tuple[Tensor, Tensor]:
-    """[H,M,K] and [H,M,K/128] as a masked GEMM reads them, or [S,H,K] and [S,H,K/128] for an einsum.
+    """[H,M,K] and [H,M,K/128] as a masked GEMM reads them, or [S,H,K] and [S,H,K/128] for an
+    einsum.
 
     In both the scales of consecutive tokens are neighbours.
     """

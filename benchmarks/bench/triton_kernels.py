@@ -1,5 +1,5 @@
-"""Triton kernels of the benchmark: the easy alternative (one fused kernel), the small kernels that complete a baseline,
-and the floor's kernel, which moves bytes and computes nothing.
+"""Triton kernels of the benchmark: the easy alternative (one fused kernel), the small kernels that
+complete a baseline, and the floor's kernel, which moves bytes and computes nothing.
 
 All read tensors with a contiguous last dim and any other strides; offsets are 64-bit.
 """
@@ -39,7 +39,8 @@ def project_kernel(
 ):  # fmt: skip
     """out[s,h,:N] = quant(x[s,h,:]) · w[h]ᵀ, out[s,h,N:] = pe[s,h,:].
 
-    A program makes WALK tiles of [BLOCK_M, BLOCK_N] of one head; with K = 128 it holds its weights meanwhile.
+    A program makes WALK tiles of [BLOCK_M, BLOCK_N] of one head; with K = 128 it holds its weights
+    meanwhile.
     """
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     h = tl.program_id(1).to(tl.int64)
@@ -87,7 +88,7 @@ def concat_kernel(
     rows, heads,
     N: tl.constexpr, PE: tl.constexpr, BLOCK: tl.constexpr, STATIC: tl.constexpr,
 ):  # fmt: skip
-    """out[s,h,:] = a[s,h,:] ++ pe[s,h,:]; with STATIC in e4m3, divided by out_scale. PE = 0 makes it a cast."""
+    """out[s,h,:] = a[s,h,:] ++ pe[s,h,:]; STATIC: e4m3, divided by out_scale. PE = 0: a cast."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     s = row // heads
     h = row % heads
@@ -114,7 +115,7 @@ def group_quant_kernel(
     s, m, heads,
     BLOCK: tl.constexpr, HEAD_MAJOR: tl.constexpr,
 ):  # fmt: skip
-    """1x128 group quantization; rows s..m-1 become 0. HEAD_MAJOR: consecutive rows are tokens of one head."""
+    """1x128 groups; rows s..m-1 become 0. HEAD_MAJOR: consecutive rows are tokens of one head."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     if HEAD_MAJOR:
         t = row % m
@@ -141,9 +142,11 @@ def move_kernel(
     w, w_words, x, x_words, y, y_words,
     TILE: tl.constexpr, W_TILES: tl.constexpr, X_TILES: tl.constexpr, Y_TILES: tl.constexpr, STREAM: tl.constexpr,
 ):  # fmt: skip
-    """Reads w and x and writes y, in words of 4 bytes; a program W_TILES and X_TILES tiles in, then Y_TILES tiles out.
+    """Reads w and x and writes y, in words of 4 bytes; a program W_TILES and X_TILES tiles in, then
+    Y_TILES tiles out.
 
-    All its reads are issued before the first use; what it writes is their xor, so that no read can be dropped.
+    All its reads are issued before the first use; what it writes is their xor, so that no read can
+    be dropped.
     """
     p = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, TILE)
@@ -170,7 +173,7 @@ def row_quant_kernel(
     eps,
     GROUPS: tl.constexpr,
 ):  # fmt: skip
-    """A program a row of one head, its groups of 128 in turn, by division; a head's first one counts its rows."""
+    """A program a row of one head, its groups in turn, by division; the first counts the rows."""
     t = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1).to(tl.int64)
     if t == 0:

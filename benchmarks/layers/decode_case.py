@@ -1,7 +1,8 @@
 """The parts of one decode step at one shape: check each, then time all of them in turn.
 
-Attention over cached latents is by whoever is installed. Each backend plans for a shape and gives a function of the
-step's tensors: q [S,H,576] and cache [S,T,576], both bf16 and contiguous -> o_latent [S,H,512].
+Attention over cached latents is by whoever is installed. Each backend plans for a shape and gives a
+function of the step's tensors: q [S,H,576] and cache [S,T,576], both bf16 and contiguous ->
+o_latent [S,H,512].
 """
 
 import math
@@ -22,7 +23,8 @@ from ..bench.measure import Timed, capture_all, l2_bytes, relative_error, releas
 from ..bench.sides import SIDES, Buffers, rotation
 
 FRONT, BACK = SIDES["front576"], SIDES["back"]
-# Softmax weights rounded to bf16, parts of a split context too, and the result: 1.7e-3 each, and a margin.
+# Softmax weights rounded to bf16, parts of a split context too, and the result: 1.7e-3 each, and a
+# margin.
 ATTENTION_TOLERANCE = 6e-3
 SAMPLED_SEQUENCES = 4
 OWN, OWN_PARTS = "mla_fp8", ("absorb_q", "v_up")
@@ -133,7 +135,7 @@ def make_cache(shape: Shape, seed: int) -> Tensor:
 
 
 def make_sets(shape: Shape, l2_bytes: int) -> list[Step]:
-    """So many that a part's own tensors, and the caches among them, exceed L2 as often as `rotation` asks."""
+    """So many that each part's tensors, caches too, exceed L2 as often as `rotation` asks."""
     caches = [make_cache(shape, seed) for seed in range(rotation(shape.cache_bytes, l2_bytes))]
     sizes = (FRONT.bytes(shape.batch, shape.heads), BACK.bytes(shape.batch, shape.heads))
     most = max(len(caches), *(rotation(size, l2_bytes) for size in sizes))

@@ -6,11 +6,12 @@
 
     q_nope, q_pe -> absorb_q -> q [S,H,576] bf16 -> attention over latents [S,T,576] -> o_latent -> v_up -> v [S,H,128]
 
-Method as in gpu.py: a graph a part over buffers that together exceed L2 three times, all parts of a case in turn, the
-median and the 20th and 80th percentile. Shares are of the sum of the parts, with the fastest attention; `step` is that
-chain in one graph, where each part finds in L2 what the one before wrote. Everything is checked first: absorb_q and
-v_up against mla_fp8.reference, attention against fp64. A backend that is wrong or fails is a row that says so; status
-1: something was wrong, 3: an op of mla_fp8 failed.
+Method as in gpu.py: a graph a part over buffers that together exceed L2 three times, all parts of a
+case in turn, the median and the 20th and 80th percentile. Shares are of the sum of the parts, with
+the fastest attention; `step` is that chain in one graph, where each part finds in L2 what the one
+before wrote. Everything is checked first: absorb_q and v_up against mla_fp8.reference, attention
+against fp64. A backend that is wrong or fails is a row that says so; status 1: something was wrong,
+3: an op of mla_fp8 failed.
 """
 
 import argparse

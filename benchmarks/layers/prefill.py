@@ -2,12 +2,13 @@
 
     python -m benchmarks.layers.prefill [--heads 16,128] [--tokens 128,512,2048,8192] [--device cpu] [--json FILE]
 
-One forward of attention over a cache of `tokens` tokens: absorbed (absorb_q, attend_latents, v_up), and expanded (keys
-and values of all heads, then torch's SDPA), with the causal mask that transformers gives to both. The number of queries
-is searched by halving; both ways run in turn, and medians decide. On a GPU each is measured twice: in a CUDA graph,
-which is the device's time, and eager, call after call, which on few tokens is the host's. `rule` is what enable() uses
-where prefill_threshold is None: absorbed_layer.absorbed_is_cheaper. Ways that differ by more than BOUND end with
-status 1.
+One forward of attention over a cache of `tokens` tokens: absorbed (absorb_q, attend_latents, v_up),
+and expanded (keys and values of all heads, then torch's SDPA), with the causal mask that
+transformers gives to both. The number of queries is searched by halving; both ways run in turn, and
+medians decide. On a GPU each is measured twice: in a CUDA graph, which is the device's time, and
+eager, call after call, which on few tokens is the host's. `rule` is what enable() uses where
+prefill_threshold is None: absorbed_layer.absorbed_is_cheaper. Ways that differ by more than BOUND
+end with status 1.
 """
 
 import argparse
@@ -51,7 +52,7 @@ def layer_of(heads: int, device: torch.device) -> Any:
 
 
 def inputs(layer: Any, queries: int, tokens: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """query [1, H, S, D+P], the latent cache [1, 1, T, R] and [1, 1, T, P], the mask of a chunk at the cache's end."""
+    """query [1,H,S,D+P], the cache [1,1,T,R] and [1,1,T,P], the mask of a chunk at its end."""
     options: dict[str, Any] = {"dtype": torch.bfloat16, "device": device}
     query = torch.randn(1, layer.num_heads, queries, layer.qk_head_dim, **options)
     latent = torch.randn(1, 1, tokens, layer.kv_lora_rank, **options)
@@ -92,7 +93,7 @@ def both(layer: Any, queries: int, tokens: int, device: torch.device, launched: 
 
 
 def crossover(layer: Any, tokens: int, device: torch.device, launched: str = EAGER) -> dict[str, object]:
-    """The fewest queries for which the expanded way is the faster, by halving; tokens + 1 where it never is."""
+    """The fewest queries for which the expanded way is faster; tokens + 1 where it never is."""
     low, high = 1, tokens + 1
     while low < high:
         middle = (low + high) // 2

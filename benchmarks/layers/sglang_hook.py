@@ -1,11 +1,13 @@
-"""What SGLang's hook runs (mla_fp8.integrations.sglang) beside a stand-in for what it replaces, on a GPU.
+"""What SGLang's hook runs (mla_fp8.integrations.sglang) beside a stand-in for what it replaces, on
+a GPU.
 
     python -m benchmarks.layers.sglang_hook [--s 1,16,128,1024] [--heads 128] [--k 128,512] [--json FILE]
 
-The stand-in allocates the same results and launches one Triton kernel that does as SGLang's: a program a row, its
-groups in turn, by division (row_quant_kernel of bench/triton_kernels.py; no line is SGLang's). Method as in gpu.py,
-allocations included; `host` is the time of a call on the host. Values must agree within one FP8 step, scales within 2
-ulp. Status 1: they do not; 4: the hook is the slower one somewhere on the device.
+The stand-in allocates the same results and launches one Triton kernel that does as SGLang's: a
+program a row, its groups in turn, by division (row_quant_kernel of bench/triton_kernels.py; no line
+is SGLang's). Method as in gpu.py, allocations included; `host` is the time of a call on the host.
+Values must agree within one FP8 step, scales within 2 ulp. Status 1: they do not; 4: the hook is
+the slower one somewhere on the device.
 """
 
 import argparse

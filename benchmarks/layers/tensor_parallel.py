@@ -1,14 +1,16 @@
-"""A decode step of one MLA layer with its heads shared among ranks: µs a step, beside how far it is from one rank's.
+"""A decode step of one MLA layer with its heads shared among ranks: µs a step, beside how far it is
+from one rank's.
 
     python -m benchmarks.layers.tensor_parallel [--ranks 1,2,4] [--batch 1,64] [--context 1024] [--json FILE]
 
     q_b (its columns) -> absorb_q -> attention over latents -> v_up -> o_proj (its rows) -> one all-reduce
 
-Starts torchrun for each number of ranks; without --ranks for each power of 2 up to the number of GPUs. Every rank makes
-the whole layer from a seed, runs all heads once for the result to compare with, and keeps its own. On GPUs a step is in
-a CUDA graph, the all-reduce too, replayed back to back; the time is the slowest rank's median. Without GPUs ranks meet
-over gloo and the step runs eagerly: that shows that it works, not how fast it is. Status 1: a run failed, or a result
-is off by more than BOUND.
+Starts torchrun for each number of ranks; without --ranks for each power of 2 up to the number of
+GPUs. Every rank makes the whole layer from a seed, runs all heads once for the result to compare
+with, and keeps its own. On GPUs a step is in a CUDA graph, the all-reduce too, replayed back to
+back; the time is the slowest rank's median. Without GPUs ranks meet over gloo and the step runs
+eagerly: that shows that it works, not how fast it is. Status 1: a run failed, or a result is off by
+more than BOUND.
 """
 
 import argparse
@@ -38,7 +40,8 @@ from .decode_case import HEAD_DIM, SCALE
 Q_RANK = 1536  # DeepSeek-V3's q_lora_rank
 NOPE = V_DIM = HEAD_DIM
 STEPS_A_GRAPH, STEPS_ON_CPU = 20, 5
-# Each rank's part is rounded to bf16 (1.7e-3 of the norm), so is every addition, and the whole; twice that for 8 ranks.
+# Each rank's part is rounded to bf16 (1.7e-3 of the norm), so is every addition, and the whole;
+# twice that for 8 ranks.
 BOUND = 1e-2
 
 

@@ -1,10 +1,12 @@
-"""What FP8 projections do to a language model: NLL, KL and top-1 agreement of a small trained one, held-out text.
+"""What FP8 projections do to a language model: NLL, KL and top-1 agreement of a small trained one,
+held-out text.
 
     python -m benchmarks.quality.evaluate --json quality.json   trains for minutes the first time, then reads its cache
     python -m benchmarks.quality.evaluate --blocks 32           less text, in seconds
 
-The model has DeepSeek-V3's MLA dims and reads the standard library's sources; docs/accuracy.md says what it shows.
-Every row is teacher-forced on the same blocks of held-out text; KL and agreement are against transformers in fp32.
+The model has DeepSeek-V3's MLA dims and reads the standard library's sources; docs/accuracy.md says
+what it shows. Every row is teacher-forced on the same blocks of held-out text; KL and agreement are
+against transformers in fp32.
 """
 
 import argparse
@@ -74,7 +76,7 @@ def nll(log_p: Tensor, targets: Tensor) -> Tensor:
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q), [N, S, V] -> [N]: the sum of p ln(p/q) - p + q, which is the same and has no negative term."""
+    """KL(p || q), [N, S, V] -> [N]: the sum of p ln(p/q) - p + q, of terms that are not negative."""
     ratio = log_q.double() - log_p.double()
     return (log_p.double().exp() * (ratio.expm1() - ratio)).sum(-1).mean(-1)
 
@@ -133,7 +135,7 @@ def evaluations() -> int:
 
 
 def table(rows: list[Row], where: Mapping[str, object]) -> Table:
-    """Of 80 columns; KL and what is over fp32's NLL in 1e-4 nats. The record has the standard errors too."""
+    """80 columns; KL and what is over fp32's NLL in 1e-4 nats. The record has standard errors."""
     caption = ", ".join(f"{key} {value}" for key, value in where.items() if key != "recipe")
     columns = ("", "2^", "NLL", "over\nfp32", "KL", "from\nFP8", "same\ntop-1")
     result = grid(None, *columns, narrow=True, caption=caption)

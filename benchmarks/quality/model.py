@@ -1,6 +1,8 @@
-"""A small character model with DeepSeek-V3's MLA dims, trained on the standard library's sources and kept in a cache.
+"""A small character model with DeepSeek-V3's MLA dims, trained on the standard library's sources
+and kept in a cache.
 
-Characters are bytes. Whole files are held out, chosen by their name, so that no text is seen in training.
+Characters are bytes. Whole files are held out, chosen by their name, so that no text is seen in
+training.
 """
 
 import dataclasses
@@ -25,7 +27,8 @@ from mla_fp8.jit import cache_directory
 
 MLA_DIMS = {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
 VOCABULARY = 256
-# Not code that a person wrote, or not in every installation: tests, tables, the text of the manual, other packages.
+# Not code that a person wrote, or not in every installation: tests, tables, the text of the manual,
+# other packages.
 LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "encodings", "pydoc_data", "__pycache__"}
 HELD_OUT_ONE_IN = 10  # files
 MAX_GRADIENT_NORM = 1.0
@@ -101,7 +104,7 @@ def batches(recipe: Recipe, text: Tensor) -> Iterator[Tensor]:
 
 
 def train(recipe: Recipe, text: Tensor, tick: Callable[[float], object] = lambda loss: None) -> Any:
-    """Muon and AdamW, a linear warm-up, a constant rate, then a linear decay over the second half; fp32."""
+    """Muon and AdamW, fp32: a linear warm-up, a constant rate, a linear decay in the second half."""
     model = build(recipe)
     inside = {name: p for name, p in model.model.layers.named_parameters() if p.dim() == 2}
     others = [p for p in model.parameters() if all(p is not q for q in inside.values())]
@@ -128,7 +131,7 @@ def train(recipe: Recipe, text: Tensor, tick: Callable[[float], object] = lambda
 
 
 def cache_key(recipe: Recipe, corpus: Corpus) -> str:
-    """Of everything that the weights depend on but the machine, torch's version and the order of its sums."""
+    """Of all that decides the weights but the machine, torch's version and its order of sums."""
     facts = {"recipe": dataclasses.asdict(recipe), "mla": MLA_DIMS, "text": corpus.digest}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -138,7 +141,8 @@ def trained(
 ) -> tuple[Any, dict[str, float]]:
     """The trained model, from the cache or trained now, and the seconds that its training took.
 
-    They are "seconds", and "processor_seconds" of all threads: on a busy machine the first say how busy it was.
+    They are "seconds", and "processor_seconds" of all threads: on a busy machine the first say how
+    busy it was.
     """
     path = (cache or cache_directory() / "quality") / f"{cache_key(recipe, corpus)}.safetensors"
     model = build(recipe).eval()

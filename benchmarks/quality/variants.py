@@ -1,6 +1,8 @@
-"""The ways to run one trained model that evaluate.py compares, and models that show what is at stake.
+"""The ways to run one trained model that evaluate.py compares, and models that show what is at
+stake.
 
-Each takes the fp32 model as transformers built it, leaves it alone, and gives a model that is called in the same way.
+Each takes the fp32 model as transformers built it, leaves it alone, and gives a model that is
+called in the same way.
 """
 
 import copy
@@ -34,7 +36,7 @@ def per_tensor(x: Tensor) -> Tensor:
 
 
 def per_group(x: Tensor) -> Tensor:
-    """x rounded to e4m3 with a scale for 128 elements of a row, as this package's ops do, in fp32."""
+    """x rounded to e4m3 with a scale for 128 elements of a row, as the ops do, in fp32."""
     value, scale = reference.quantize(x)
     return value.float() * scale.repeat_interleave(GROUP, -1)
 
@@ -74,12 +76,12 @@ def with_kv_b_proj(model: Any, change: Rounding) -> Any:
 
 
 def checkpoint_fp32(model: Any) -> Any:
-    """fp32 arithmetic on the dequantized blocks: what an FP8 checkpoint says, without any other rounding."""
+    """fp32 arithmetic on the dequantized blocks: an FP8 checkpoint without any other rounding."""
     return with_kv_b_proj(hf_fp32(model), unchanged)
 
 
 class RoundedLayer(ExactLayer):
-    """Weights and activations that FP8 rounded, and fp32 sums: what an FP8 product of them computes."""
+    """Weights and activations that FP8 rounded, and fp32 sums: what an FP8 product computes."""
 
     w_uk: Tensor  # [H, D, R] fp32
     w_uv: Tensor  # [H, V, R] fp32
@@ -95,7 +97,7 @@ class RoundedLayer(ExactLayer):
 
 
 def rounding(model: Any, weights: Rounding, activations: Rounding, dtype: torch.dtype = torch.float32) -> Any:
-    """Absorbed, all else in `dtype`, with `weights` applied to the dequantized blocks of kv_b_proj."""
+    """Absorbed, all else in `dtype`, with `weights` applied to kv_b_proj's dequantized blocks."""
     exact = attentions(with_kv_b_proj(hf_fp32(model), weights))
     model = absorbed(copy.deepcopy(model).to(dtype))
     for layer, source in zip(attentions(model), exact, strict=True):
@@ -116,7 +118,7 @@ def tensor_once_fp32(model: Any) -> Any:
 
 
 def one_head_doubled(model: Any) -> Any:
-    """A fault of the kind that a wrong scale makes: the first layer's first head hands on twice its values."""
+    """What a wrong scale could do: the first layer's first head hands on twice its values."""
     model = mla_fp8(model)
     getattr(attentions(model)[0], NAME).w_uv_scale[0] *= 2
     return model
@@ -130,7 +132,8 @@ VARIANTS: dict[str, Variant] = {
     # The blocks dequantized to bf16 at load, as vLLM and SGLang do on Hopper; bf16 products.
     "block FP8 weights": lambda model: absorbed(with_kv_b_proj(hf_bf16(model), unchanged)),
     "block FP8 weights and activations: mla_fp8": mla_fp8,
-    # The dequantized blocks quantized again with one scale for kv_b_proj: SGLang's block_quant_to_tensor_quant.
+    # The dequantized blocks quantized again with one scale for kv_b_proj: SGLang's
+    # block_quant_to_tensor_quant.
     "per-tensor FP8 weights": lambda model: absorbed(with_kv_b_proj(hf_bf16(model), per_tensor)),
     # These weights, and activations with one scale a tensor, as FlashInfer's bmm_fp8 takes them.
     "per-tensor FP8 weights and activations": lambda model: rounding(model, per_tensor, per_tensor, torch.bfloat16),
@@ -151,10 +154,12 @@ SPREAD_VARIANTS = [  # that are also run on heads whose weights differ in size
 
 @torch.no_grad()
 def spread(model: Any, octaves: int) -> Any:
-    """The same function with head 0's W_UK and W_UV 2^octaves times as large, beside the other heads', as they were.
+    """The same function with head 0's W_UK and W_UV 2^octaves times as large, beside the other
+    heads', as they were.
 
-    q_proj's rows and o_proj's columns make up for it. All factors are powers of two: not a bit of any result changes
-    where each head has scales of its own. Half of the octaves go up and half down, away from `amax_floor`.
+    q_proj's rows and o_proj's columns make up for it. All factors are powers of two: not a bit of
+    any result changes where each head has scales of its own. Half of the octaves go up and half
+    down, away from `amax_floor`.
     """
     model = copy.deepcopy(model)
     for layer in attentions(model):
