@@ -45,7 +45,9 @@ def test_every_source_is_named_in_cmake() -> None:
 
 def test_every_kernel_is_embedded() -> None:
     (given,) = re.findall(r"mla_fp8_embed_kernels\(mla_fp8\s([^)]+)\)", (ROOT / "CMakeLists.txt").read_text())
-    assert sorted(Path(name).stem for name in given.split()) == sorted(f.stem for f in ROOT.glob("csrc/kernels/**/*.cu"))
+    assert sorted(Path(name).stem for name in given.split()) == sorted(
+        f.stem for f in ROOT.glob("csrc/kernels/**/*.cu")
+    )
 
 
 def test_package_asks_for_torch_without_an_upper_bound() -> None:
