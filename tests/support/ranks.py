@@ -18,7 +18,9 @@ LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 
 class Ranks:
     def __init__(self, device, size, directory):
-        context = multiprocessing.get_context("spawn")
+        # A rank is forked from a server that has imported what takes seconds, and has touched no GPU.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["mla_fp8", "pytest", "torch.distributed.tensor.experimental"])
         self.pipes, self.processes = [], []
         for rank in range(size):
             pipe, theirs = context.Pipe()

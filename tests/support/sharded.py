@@ -9,8 +9,6 @@ from pathlib import Path
 import helpers
 import torch
 from cases import CASE
-from torch._dynamo.backends.common import aot_autograd
-from torch._inductor.compile_fx import compile_fx_inner
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.debug import CommDebugMode
@@ -110,6 +108,9 @@ def check_by_head_and_token(mesh, name, seed):
 def check_compiled(mesh, name, seed, heads):
     distributed.register_shardings()
     case, arguments = CASE[name], make_arguments(mesh, name, seed, heads)
+    from torch._dynamo.backends.common import aot_autograd  # here, for seconds that other ranks need not spend
+    from torch._inductor.compile_fx import compile_fx_inner
+
     targets = []
 
     def compiler(graph, inputs):
