@@ -29,9 +29,8 @@ def one_thread():
 def views_for(draw, call):
     """Poisoned views for the call's results in any layout, their buffers, and the part of each that is written."""
     views, buffers = [], []
-    for result in call.results():
-        scale = result.dtype == torch.float32
-        view, buffer = strategies.place(draw, result, free_last=scale)
+    for name, result in zip(call.view_names, call.results(), strict=True):
+        view, buffer = strategies.place(draw, result, free_last=name.startswith("scale"))
         views.append(view)
         buffers.append(buffer)
     written = [view[:, : view.shape[1] - call.unwritten_rows] for view in views]

@@ -27,14 +27,18 @@ class Call:
     options: dict = field(default_factory=dict)
     unwritten_rows: int = 0  # of each result's second dim: the last ones stay as they are
 
+    @property
+    def view_names(self) -> list[str]:
+        schema = getattr(OPS, self.op).out._schema
+        return [argument.name for argument in schema.arguments if argument.name.endswith("_out")]
+
     def results(self, views=()) -> tuple:
         """What the op returns, or the views that its overload wrote."""
         op = getattr(OPS, self.op)
         if not views:
             returned = op.default(**self.arguments, **self.options)
             return returned if isinstance(returned, tuple) else (returned,)
-        names = [argument.name for argument in op.out._schema.arguments if argument.name.endswith("_out")]
-        op.out(**self.arguments, **self.options, **dict(zip(names, views, strict=True)))
+        op.out(**self.arguments, **self.options, **dict(zip(self.view_names, views, strict=True)))
         return views
 
     def __repr__(self):
