@@ -11,6 +11,8 @@ SETUP := into-given-python
 else
 PYTHON := .venv/bin/python
 SETUP := .venv/.built
+# Two tests at a time, each in one thread: most are one thread's work. ARGS="-n0" for one after the other, as --pdb needs.
+PARALLEL := -n2 --dist loadgroup
 endif
 SOURCES := pyproject.toml CMakeLists.txt $(shell find build_support cmake csrc -type f)
 
@@ -21,7 +23,7 @@ demo: $(SETUP)
 	$(PYTHON) examples/mla_decode.py $(ARGS)
 
 test: $(SETUP)
-	$(PYTHON) -m pytest $(ARGS)
+	$(PYTHON) -m pytest $(PARALLEL) $(ARGS)
 
 test-gpu: $(SETUP)
 	$(PYTHON) -m pytest -m gpu $(ARGS)

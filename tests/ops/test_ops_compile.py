@@ -17,7 +17,7 @@ TOKENS = (6, 2, 3, 64, 300)
 MOST_COMPILES_WITH_V_SCALE = 2
 # What does work in a program that Inductor wrote: an op, or a kernel of its own.
 WORK = re.compile(r"torch\.ops\.[\w.]+\(|\baten\.[\w.]+\(|extern_kernels\.\w+\(|\w+_fused_\w+")
-RUNS_TO_REPLAY = 3  # reduce-overhead warms up, records a CUDA graph, replays it
+RUNS = {"cuda": 3, "cpu": 1}  # of reduce-overhead, which on a GPU warms up, records a CUDA graph, replays it
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +81,7 @@ def test_op_compiled_with_reduce_overhead_gives_the_eager_bits(rng, device, case
     compiled = torch.compile(lambda **arguments: case.functional(**arguments), fullgraph=True, dynamic=True,
                              mode="reduce-overhead")  # fmt: skip
     for s in (*TOKENS, 1, 0):
-        for _ in range(RUNS_TO_REPLAY):
+        for _ in range(RUNS[device]):
             arguments = case.arguments(rng, s, 3, device=device)
             torch.compiler.cudagraph_mark_step_begin()
             got = compiled(**arguments)
@@ -97,7 +97,7 @@ def test_op_out_compiled_with_reduce_overhead_gives_the_eager_bits(rng, device, 
     compiled = torch.compile(lambda **arguments: case.out(**arguments), fullgraph=True, dynamic=True,
                              mode="reduce-overhead")  # fmt: skip
     for s in TOKENS:
-        for _ in range(RUNS_TO_REPLAY):
+        for _ in range(RUNS[device]):
             assert_writes_the_eager_bits(compiled, rng, device, case, s)
     if device == "cuda":
         assert counters["inductor"]["cudagraph_skips"] >= 1
