@@ -11,8 +11,8 @@ SETUP := into-given-python
 else
 PYTHON := .venv/bin/python
 SETUP := .venv/.built
-# Two tests at a time, each in one thread: most are one thread's work. ARGS="-n0" for one after the other, as --pdb needs.
-PARALLEL := -n2 --dist loadgroup
+# Two files at a time, each in one thread: most are one thread's work. ARGS="-n0" for one after the other, as --pdb needs.
+PARALLEL := -n2 --dist loadfile
 endif
 SOURCES := pyproject.toml CMakeLists.txt $(shell find build_support cmake csrc -type f)
 
