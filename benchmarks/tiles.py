@@ -33,7 +33,7 @@ from torch import Tensor
 
 from mla_fp8 import reference
 from mla_fp8.cli.bench import as_package
-from mla_fp8.config import Device, candidates, forced_tile, select_config
+from mla_fp8.config import Device, candidates, device_limits, forced_tile, select_config
 from mla_fp8.formats import E4M3, FP8_MAX
 
 if not __package__:
@@ -42,7 +42,7 @@ if not __package__:
 from .bench import report, tables, timing
 from .bench.contenders import TORCH, WEIGHT_LAYOUTS, Contender, ours
 from .bench.measure import WrongResult, l2_bytes, relative_error
-from .bench.sides import BF16, FP32, SIDES, Buffers, Side, device_of, rotation, round_up
+from .bench.sides import BF16, FP32, SIDES, Buffers, Side, rotation, round_up
 from .gpu import side_names
 
 HEADS = [4, 5, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128]
@@ -130,7 +130,7 @@ def check(contender: Contender, buffers: PooledBuffers, symbols: Iterable[str], 
 
 
 def compare(pools: Pools, side: Side, s: int, heads: int, device: Device) -> dict[str, object]:
-    """A row: median µs of each tile and of torch.bmm, and which tile is chosen."""
+    """A row: median µs of each tile and of torch.bmm, which tile is chosen, and for what limits."""
     problem = side.problem(s, heads)
     kept = {one.config.tile.symbol: one.config for one in candidates(problem, device) if one.kept}
     chosen = select_config(problem, device).tile.symbol
@@ -151,7 +151,8 @@ def compare(pools: Pools, side: Side, s: int, heads: int, device: Device) -> dic
             captured[f"{tables.PEER} {config['weights']}"] = timing.capture(peer, launches)
     case: dict[str, object] = {"side": side.name, "heads": heads, "s": s, "chosen": chosen, "launches": launches}
     modelled = {name: round(one.modelled_us, 3) for name, one in kept.items()}
-    return case | take_times(captured, chosen) | {"modelled_us": modelled}
+    limits = {name: getattr(device, name) for name in Device._fields}
+    return case | take_times(captured, chosen) | {"modelled_us": modelled, "device": limits}
 
 
 def take_times(captured: Mapping[str, timing.Captured], chosen: str) -> dict[str, object]:
@@ -195,7 +196,7 @@ def main() -> int:
     began, facts = time.monotonic(), report.environment(options.commit)
     rows = report.read(options.json) if options.resume and options.json and options.json.exists() else []
     done = {(row["heads"], row["s"], row["side"]) for row in rows}
-    device, pools = device_of(str(facts["gpu"])), Pools()
+    device, pools = device_limits(), Pools()
     spent = False
     for heads, s, name in track([case for case in cases if case not in done], "tiles", console=console):
         if spent := time.monotonic() - began > options.budget_s:

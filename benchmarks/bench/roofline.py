@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mla_fp8.config import Device
+
 from .plot import canvas, finish, save
 from .report import HERE, RESULTS, Rows, markdown, note, read
-from .sides import SIDES, device_of
+from .sides import SIDES
 
 HEADS = 128
+PEAK_TFLOPS = Device().mma_tflops  # FP8, dense, sustained, as select_config has it for any GPU
 COLORS = ("#c1272d", "#e69f00", "#9467bd", "#0072b2", "#009e73", "#7f7f7f")
 ROOF_COLOR = "#222222"
 INTENSITIES = (1.0, 2000.0)  # the plot's width, FLOP a byte
@@ -44,11 +47,6 @@ def stream_gbps(row: Mapping[str, Any]) -> float:
     return float(100 * row["gbps"] / row["percent_of_stream"])
 
 
-def peak_tflops(row: Mapping[str, Any]) -> float:
-    """FP8, dense, sustained, as select_config has it."""
-    return device_of(row["gpu"]).mma_tflops
-
-
 def points(rows: Rows) -> list[Point]:
     found = []
     for row in rows:
@@ -56,7 +54,7 @@ def points(rows: Rows) -> list[Point]:
         if row.get("us") and row["heads"] == HEADS and row["contender"] == f"mla_fp8 {side.op}":
             flops = side.flops(row["s"], HEADS)
             intensity = flops / row["bytes"]
-            roof = min(intensity * stream_gbps(row) / 1e3, peak_tflops(row))
+            roof = min(intensity * stream_gbps(row) / 1e3, PEAK_TFLOPS)
             found.append(Point(side.name, row["s"], intensity, flops / row["us"] / 1e6, roof))
     return found
 
@@ -74,9 +72,9 @@ def table(rows: Rows) -> str:
         ]
         lines.append([side.label, f"{side.flops(1, 1):,} S H", moved, f"{limit:.0f}", *cells])
     first = next(row for row in rows if row.get("percent_of_stream"))
-    ridge = peak_tflops(first) * 1e3 / stream_gbps(first)
+    ridge = PEAK_TFLOPS * 1e3 / stream_gbps(first)
     stream = f"{stream_gbps(first):,.0f} GB/s, a large copy in the same run, up to {ridge:.0f} FLOP a byte"
-    roof = f"Roof: {stream}; above, {peak_tflops(first):,.0f} TFLOP/s"
+    roof = f"Roof: {stream}; above, {PEAK_TFLOPS:,.0f} TFLOP/s"
     told = note(f"FLOP a byte: share of the roof, H = {HEADS}, weights cold. {roof}", first)
     header = ["", "FLOP", "bytes: read + written, weights", "FLOP a byte, S large", *(f"S = {s}" for s in s_values)]
     return markdown(header, lines) + told
@@ -86,7 +84,7 @@ def draw(path: Path, rows: Rows) -> None:
     """The same as a plot, log over log."""
     figure, axis = canvas(figsize=(9, 5.5))
     first = next(row for row in rows if row.get("percent_of_stream"))
-    stream, peak = stream_gbps(first) / 1e3, peak_tflops(first)
+    stream, peak = stream_gbps(first) / 1e3, PEAK_TFLOPS
     low, high = INTENSITIES
     axis.plot([low, peak / stream, high], [low * stream, peak, peak], color=ROOF_COLOR, linewidth=1.4)
     axis.text(1.15, 1.5 * stream, f"a large copy: {1e3 * stream:,.0f} GB/s", rotation=35, color=ROOF_COLOR, fontsize=9)

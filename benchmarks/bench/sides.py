@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mla_fp8 import reference
-from mla_fp8.config import Device, Problem, problem_for
+from mla_fp8.config import Problem, problem_for
 from mla_fp8.formats import E4M3, FP8_MAX, GROUP
 
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -74,11 +74,6 @@ _SIDES = (
 # fmt: on
 SIDES = {side.name: side for side in _SIDES}
 GROUPS = {"front": ["front512", "front576", "front576_fp8"], "back": ["back", "back_fp8"], "all": list(SIDES)}
-
-
-def device_of(gpu: str) -> Device:
-    """What a launch on that GPU gives select_config, by the name that torch has for it."""
-    return Device(dram_gbps=4425, l2_bytes=60e6) if gpu == "NVIDIA H200" else Device()
 
 
 def rotation(footprint_bytes: int, l2_bytes: int) -> int:

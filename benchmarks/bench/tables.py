@@ -15,13 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mla_fp8.config import select_config
+from mla_fp8.config import Device, select_config
 
 from . import layer_tables
 from .measure import FLOOR
 from .report import HERE, RESULTS, Rows, markdown, microseconds, note, read
 from .roofline import table as roofline
-from .sides import SIDES, device_of
+from .sides import SIDES
 
 ROOT = HERE.parent
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -124,7 +124,8 @@ def tiles(rows: Rows) -> str:
     for row in rows:
         us = tile_times(row)
         best, cell = min(us, key=lambda name: us[name]), f"H = {row['heads']}, S = {row['s']}"
-        chosen = select_config(SIDES[row["side"]].problem(row["s"], row["heads"]), device_of(row["gpu"])).tile.symbol
+        problem, device = SIDES[row["side"]].problem(row["s"], row["heads"]), Device(**row["device"])
+        chosen = select_config(problem, device).tile.symbol
         if chosen not in us:  # newer than the record
             by_side[row["side"]].append((float("inf"), f"{cell}: {chosen} not measured"))
             continue
