@@ -1,4 +1,5 @@
-// The record of quantize_q_nope, as product.h's is that of a product: plain pointers, strides in elements, extents.
+// The record of quantize_q_nope, as product.h's is that of a product: plain pointers, strides in
+// elements, extents.
 #pragma once
 
 #include "product.h"

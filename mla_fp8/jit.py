@@ -52,7 +52,7 @@ def cache_directory() -> Path:
 
 
 def load(name: str) -> bytes:
-    """The image of csrc/kernels/sm90/<name>.cu, from the cache or compiled now: by one of the processes that ask at once."""
+    """The image of csrc/kernels/sm90/<name>.cu, from the cache or compiled now: by one of the processes that ask."""
     nvrtc = _import_nvrtc()
     sources = source_directory()
     source = sources / "kernels" / "sm90" / f"{name}.cu"

@@ -40,7 +40,8 @@ TwoTensors v_up_quantized(const Tensor* val_out, const Tensor* scale_out, const 
   const View val_view = view_of(val), scale_view = view_of(scale);
   check.disjoint({"scale_out", scale_view}, {"val_out", val_view});
   product.out = val_view.data;
-  product.out_stride[0] = val_view.strides[0], product.out_stride[1] = product.n;  // heads lie side by side
+  // Heads lie side by side.
+  product.out_stride[0] = val_view.strides[0], product.out_stride[1] = product.n;
   product.out_row_scale = static_cast<float*>(scale_view.data);
   copy_strides(product.out_row_scale_stride, scale_view, {0, 1});
   run(check, inputs, product, &cpu::multiply, &cuda::launch_product);

@@ -1,5 +1,5 @@
-// The fields of each struct that Python sees, named once, in their order: for equality, and for attributes, keywords and
-// text there. A field that is missing here does not compile.
+// The fields of each struct that Python sees, named once, in their order: for equality, and for
+// attributes, keywords and text there. A field that is missing here does not compile.
 #pragma once
 
 #include <tuple>

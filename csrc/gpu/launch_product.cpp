@@ -27,7 +27,8 @@ Problem problem_of(const Product& product) {
   const int least = std::min({aligned(product.x, product.x_stride, problem.in_bytes),
                               aligned(product.q_pe, product.q_pe_stride, problem.in_bytes),
                               aligned(product.out, product.out_stride, problem.out_bytes)});
-  problem.align_bytes = std::max(least, problem.in_bytes);  // the unaligned tiles access single elements
+  // The unaligned tiles access single elements.
+  problem.align_bytes = std::max(least, problem.in_bytes);
   return problem;
 }
 

@@ -10,7 +10,8 @@ namespace {
 
 namespace kernel = mla_fp8::quantize_q_nope;
 
-// The 16-byte tiles also store 8 bytes at a time; where q_val does not allow that, the unaligned tile serves.
+// The 16-byte tiles also store 8 bytes at a time; where q_val does not allow that, the unaligned
+// tile serves.
 int align_bytes(const QuantizeArgs& args, i64 rows) {
   const int in = alignment(args.q_nope, args.q_nope_stride, args.s, args.h, kernel::kElementBytes);
   const int out = alignment(args.q_val, args.q_val_stride, args.h, rows, 1);
