@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import processes
 import pytest
 
 from mla_fp8.__main__ import main
@@ -189,22 +190,7 @@ def test_help_names_every_command(capsys):
 
 def test_colours_on_a_terminal():
     pytest.importorskip("rich", reason="an optional extra, which `make test` installs")
-    pty = pytest.importorskip("pty")
-    terminal, inside = pty.openpty()
-    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | {"TERM": "xterm-256color"}
+    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
     command = [sys.executable, "-m", "mla_fp8", "explain", "--op", "bmm", "--s", "1"]
-    with subprocess.Popen(command, stdout=inside, env=environment) as process:
-        os.close(inside)
-        printed = b""
-        while chunk := _read(terminal):
-            printed += chunk
-    os.close(terminal)
-    assert process.returncode == 0
-    assert ESCAPE.encode() in printed
-
-
-def _read(terminal: int) -> bytes:
-    try:
-        return os.read(terminal, 65536)
-    except OSError:  # Linux reports a closed pseudo-terminal so
-        return b""
+    status, printed = processes.run_on_terminal(command, environment)
+    assert status == 0 and ESCAPE in printed

@@ -1,18 +1,18 @@
 """The commands print the same with rich and without it, and a terminal gets colours only from rich."""
 
 import os
-import subprocess
 import sys
 
+import processes
 import pytest
 from checkpoints import config, kv_b_proj, write_checkpoint
-from test_cli import ESCAPE, _read
 
 from mla_fp8 import text
 from mla_fp8.__main__ import main
 from mla_fp8.cli import check, suite
 from mla_fp8.cli.terminal import Terminal, progress
 
+ESCAPE = "\x1b"
 EXPLAIN = ["explain", "--op", "absorb_q", "--s", "17", "--device", "h100"]
 WITHOUT_RICH = "import sys; sys.modules['rich'] = None; from mla_fp8.__main__ import main; sys.exit(main(sys.argv[1:]))"
 
@@ -55,15 +55,10 @@ def test_commands_print_the_same_without_rich(capsys, commands, without_rich):
 def test_only_rich_colours_a_terminal(color):
     if color == "rich":
         pytest.importorskip("rich", reason="an optional extra, which `make test` installs")
-    pty = pytest.importorskip("pty")
-    terminal, inside = pty.openpty()
-    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | {"TERM": "xterm-256color"}
+    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
     program = ["-m", "mla_fp8"] if color == "rich" else ["-c", WITHOUT_RICH]
-    with subprocess.Popen([sys.executable, *program, *EXPLAIN], stdout=inside, env=environment) as process:
-        os.close(inside)
-        printed = b"".join(iter(lambda: _read(terminal), b"")).decode()
-    os.close(terminal)
-    assert process.returncode == 0 and "is selected" in printed
+    status, printed = processes.run_on_terminal([sys.executable, *program, *EXPLAIN], environment)
+    assert status == 0 and "is selected" in printed
     assert (ESCAPE in printed) == (color == "rich")
 
 

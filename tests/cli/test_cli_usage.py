@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import processes
 import pytest
 import torch
 from checkpoints import config, kv_b_proj, write_checkpoint
@@ -102,19 +103,9 @@ def test_closed_pipe_is_no_traceback(command, options):
 
 def test_no_color_is_heeded_on_a_terminal():
     pytest.importorskip("rich", reason="an optional extra, which `make test` installs")
-    pty = pytest.importorskip("pty")
-    terminal, inside = pty.openpty()
-    environment = os.environ | {"TERM": "xterm-256color", "NO_COLOR": "1"}
-    with subprocess.Popen([sys.executable, "-m", "mla_fp8", *EXPLAIN], stdout=inside, env=environment) as process:
-        os.close(inside)
-        printed = b""
-        while b"phased_e4m3" not in printed:
-            printed += os.read(terminal, 65536)
-        process.kill()
-    os.close(terminal)
-    assert b"\x1b[1m" in printed and not any(
-        b"\x1b[3%d" % n in printed or b"\x1b[1;3%d" % n in printed for n in range(8)
-    )
+    command = [sys.executable, "-m", "mla_fp8", *EXPLAIN]
+    _, printed = processes.run_on_terminal(command, os.environ | {"NO_COLOR": "1"})
+    assert "\x1b[1m" in printed and not any(f"\x1b[3{n}" in printed or f"\x1b[1;3{n}" in printed for n in range(8))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -36,6 +36,24 @@ def run(command, seconds=SECONDS, **options) -> subprocess.CompletedProcess:
     return done
 
 
+def run_on_terminal(command, environment) -> tuple[int, str]:
+    """Its status and what it prints, where that goes to a terminal that has colours."""
+    pty = pytest.importorskip("pty")
+    terminal, inside = pty.openpty()
+    with subprocess.Popen(command, stdout=inside, env=environment | {"TERM": "xterm-256color"}) as process:
+        os.close(inside)
+        printed = b"".join(iter(lambda: _read(terminal), b""))
+    os.close(terminal)
+    return process.returncode, printed.decode()
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 65536)
+    except OSError:  # Linux reports a closed pseudo-terminal so
+        return b""
+
+
 def _end(process):
     """The process, politely if it still runs, and all that is left of its group."""
     if process.poll() is None:
