@@ -143,12 +143,12 @@ def compare(pools: Pools, side: Side, s: int, heads: int, device: Device) -> dic
     captured = {}
     for symbol in symbols:
         with forced_tile(symbol):
-            captured[symbol] = timing.capture([partial(own.call, one) for one in sets], launches)
+            captured[symbol] = timing.capture([partial(own.call, one) for one in sets], launches, firsts=1)
     if side.out_bytes == 2 and side.op != "bmm":
         call = TORCH.into_view_and_copy if side.rope else TORCH.into_output
         for config in WEIGHT_LAYOUTS:
             peer = [partial(call, one, **config) for one in sets]
-            captured[f"{tables.PEER} {config['weights']}"] = timing.capture(peer, launches)
+            captured[f"{tables.PEER} {config['weights']}"] = timing.capture(peer, launches, firsts=1)
     case: dict[str, object] = {"side": side.name, "heads": heads, "s": s, "chosen": chosen, "launches": launches}
     modelled = {name: round(one.modelled_us, 3) for name, one in kept.items()}
     limits = {name: getattr(device, name) for name in Device._fields}

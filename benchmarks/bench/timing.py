@@ -46,9 +46,11 @@ def launches_for(moved_bytes: int, sets: int) -> int:
     return sets * max(1, round(wanted / sets))
 
 
-def capture(calls: Sequence[Callable[[], object]], launches: int, error_mode: str = "global") -> Captured:
-    """A graph of `launches` calls, which are taken in turn."""
-    for call in calls:  # compiles, loads and allocates what a first call does
+def capture(
+    calls: Sequence[Callable[[], object]], launches: int, error_mode: str = "global", firsts: int | None = None
+) -> Captured:
+    """A graph of `launches` calls, which are taken in turn; all of them, or `firsts`, are made once before."""
+    for call in calls[:firsts]:  # compiles, loads and allocates what a first call does
         call()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()

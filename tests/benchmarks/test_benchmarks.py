@@ -289,7 +289,7 @@ def fake_clock(monkeypatch, pools):
     monkeypatch.setattr(tiles, "Pools", lambda: pools)
     monkeypatch.setattr(tiles, "device_limits", Device)
     monkeypatch.setattr(tiles, "l2_bytes", lambda: 1 << 20)
-    monkeypatch.setattr(timing, "capture", lambda calls, launches: calls[0]())
+    monkeypatch.setattr(timing, "capture", lambda calls, launches, firsts=None: calls[0]())
     monkeypatch.setattr(timing, "interleave", lambda names, n: {name: [float(len(name))] * n for name in names})
 
 
