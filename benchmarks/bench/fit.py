@@ -5,7 +5,7 @@
 Prints start_us, first_us and next_us for csrc/kernels/sm90/tiles.h, rounded to 0.1 us, and which
 cells are still chosen over LIMIT of the best tile's time. What is minimized: by how much the chosen
 tiles exceed the best, and the squared logarithm of modelled over measured time of tiles near the
-best, so that a time that is shown is near what is measured. Simulated annealing from the present
+best (of the others with little weight), so that a time that is shown is near what is measured. Simulated annealing from the present
 values; the same seed gives the same walk only for the same number of steps a second.
 """
 
@@ -30,7 +30,7 @@ from .sides import SIDES
 LIMIT = 1.05
 CLOSE = 1.03  # what a choice may exceed the best by at no cost
 NEAR = 1.3  # tiles whose modelled time has to be right
-CHOICE_WEIGHT, ERROR_WEIGHT = 20.0, 300.0
+CHOICE_WEIGHT, ERROR_WEIGHT, FAR_ERROR_WEIGHT = 20.0, 300.0, 3.0
 STEP_US = 0.1
 LEAST_START_US = -0.5  # of a launch in all
 VAIN_WAIT_US = 40000 / 1.75e3  # csrc/kernels/phases.h
@@ -80,15 +80,17 @@ class SideCells:
         chosen = self.measured.gather(1, modelled.argmin(1, keepdim=True)).squeeze(1)
         return chosen / self.measured.amin(1)
 
-    def near_log_errors(self, modelled: Tensor) -> Tensor:
-        near = self.measured < NEAR * self.measured.amin(1, keepdim=True)
-        return (modelled[near] / self.measured[near]).log()
+    def log_errors(self, modelled: Tensor, near: float) -> Tensor:
+        """Of the tiles that take at most `near` times the best one's time."""
+        kept = self.measured.isfinite() & (self.measured < near * self.measured.amin(1, keepdim=True))
+        return (modelled[kept] / self.measured[kept]).log()
 
     def loss(self, times: Times) -> float:
         modelled = self.modelled(times)
         over = self.over_best(modelled)
         choice = CHOICE_WEIGHT * (over - CLOSE).clamp(min=0).sum() + (over > LIMIT).sum()
-        return float(choice + ERROR_WEIGHT * (self.near_log_errors(modelled) ** 2).mean())
+        near, far = self.log_errors(modelled, NEAR), self.log_errors(modelled, math.inf)
+        return float(choice + ERROR_WEIGHT * near.square().mean() + FAR_ERROR_WEIGHT * far.square().mean())
 
 
 def anneal(sides: list[SideCells], times: Times, seconds: float) -> Times:
@@ -133,7 +135,7 @@ def main() -> int:
         print(f"{symbol:32}", ", ".join(f"{value:.1f}" for value in values))
     for side in sides:
         modelled = side.modelled(fitted)
-        over, errors = side.over_best(modelled), side.near_log_errors(modelled)
+        over, errors = side.over_best(modelled), side.log_errors(modelled, NEAR)
         print(f"{side.cells[0][0]:13} rms error {errors.square().mean().sqrt():.3f}, largest {errors.abs().max():.3f}")
         for i in over.argsort(descending=True)[: int((over > LIMIT).sum())].tolist():
             chosen, best = side.symbols[modelled[i].argmin()], side.symbols[side.measured[i].argmin()]

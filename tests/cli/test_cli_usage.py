@@ -80,7 +80,7 @@ def test_convert_into_a_file_says_so(capsys, tmp_path, checkpoint):
 
 def test_narrow_terminal_cuts_nothing_short(capsys, monkeypatch, tmp_path, checkpoint):
     monkeypatch.setenv("COLUMNS", "30")
-    shown = {"* shared512       115,712 ": EXPLAIN, "  quantize_q_nope  cpu  C++  ": ["info"]}
+    shown = {" shared512       115,712 ": EXPLAIN, "  quantize_q_nope  cpu  C++  ": ["info"]}
     shown["layer_000.safetensors  "] = ["convert", checkpoint, str(tmp_path / "out")]
     for text, command in shown.items():
         assert main(command) == 0

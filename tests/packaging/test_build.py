@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,17 @@ def test_every_kernel_is_embedded() -> None:
     assert sorted(Path(name).stem for name in given.split()) == sorted(
         f.stem for f in ROOT.glob("csrc/kernels/**/*.cu")
     )
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs an nvcc on the PATH")
+@pytest.mark.parametrize("op", ["absorb_q", "bmm", "v_up"])
+def test_the_compiler_keeps_wgmma_asynchronous(tmp_path: Path, op: str) -> None:
+    """A wait between wgmma's fence and wgmma makes ptxas run them one by one: right, and slower. It only mentions it."""
+    source, options = ROOT / f"csrc/kernels/sm90/{op}.cu", ["-gencode=arch=compute_90a,code=sm_90a", "-std=c++17"]
+    command = ["nvcc", "-cubin", *options, f"-I{ROOT / 'csrc'}", "-o", str(tmp_path / "kernels.cubin"), str(source)]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=80)
+    assert said.returncode == 0, said.stderr
+    assert "serialized" not in said.stdout + said.stderr
 
 
 def test_package_asks_for_torch_without_an_upper_bound() -> None:
