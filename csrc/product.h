@@ -1,10 +1,13 @@
-// The one record of a product. absorb_q, v_up, v_up_quantized and bmm fill it once every check has passed; the CPU code, the
-// launcher and the kernels read it: plain pointers, strides in elements, extents. NVRTC compiles this too.
+// The one record of a product. absorb_q, v_up, v_up_quantized and bmm fill it once every check has
+// passed; the CPU code, the launcher and the kernels read it: plain pointers, strides in elements,
+// extents. NVRTC compiles this too.
 //
-//     out[s,h,:N] = sum over blocks k of  x_scale[s,h,k] * w_scale[h,n/128,k] * (x_val[s,h,128 k..] . w[h,n,128 k..])
+//     out[s,h,:N] = sum over blocks k of  x_scale[s,h,k] * w_scale[h,n/128,k]
+//                                         * (x_val[s,h,128 k..] . w[h,n,128 k..])
 //     out[s,h,N:] = q_pe[s,h,:]
 //
-// where x_val, x_scale are the 1x128 quantization of a 16-bit x (docs/numerics.md), or are given. What each op calls them:
+// where x_val, x_scale are the 1x128 quantization of a 16-bit x (docs/numerics.md), or are given.
+// What each op calls them:
 //
 //                     s  heads  n  k    x         w     q_pe  out
 //     absorb_q        S  H      R  D    q_nope    w_uk  q_pe  q
@@ -28,7 +31,8 @@ struct Product {
   const void* q_pe;  // [s,heads,pe] like x, or null: pe = 0
   const float* out_scale;  // one value on the device: out is e4m3 of the value / out_scale; or null
   void* out;  // [s,heads,n+pe] bf16, fp16 or e4m3, the last dim is contiguous
-  float* out_row_scale;  // [s,heads], written: out is e4m3 in rows of n = 128 that share a scale; or null
+  // [s,heads], written: out is e4m3 in rows of n = 128, each of which shares a scale; or null.
+  float* out_row_scale;
   i64 x_stride[2];  // s, head
   i64 x_scale_stride[3];  // s, head, k / 128
   i64 w_stride[2];  // head, n

@@ -1,5 +1,6 @@
-// Every rule that an op puts on its arguments, and the text of every error: `<op>: <argument> must <rule>, got <value>`.
-// Nothing is allocated, launched or written before all checks of a call have passed.
+// Every rule that an op puts on its arguments, and the text of every error: `<op>: <argument> must
+// <rule>, got <value>`. Nothing is allocated, launched or written before all checks of a call have
+// passed.
 #pragma once
 
 #include <initializer_list>
@@ -41,7 +42,8 @@ class Checks {
   void fp8_matrix(const Argument& argument) const;
   // fp32 with one element, or not given.
   void out_scale(const Argument& argument) const;
-  // All on the device of the first, each address a multiple of its element's size; none requires grad in grad mode.
+  // All are on the device of the first, each address is a multiple of its element's size, and none
+  // requires grad in grad mode.
   void inputs(Arguments arguments) const;
   // Written in place: as inputs, no two elements in one place, disjoint from every input.
   void output(const Argument& output, Arguments inputs) const;

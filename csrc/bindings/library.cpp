@@ -1,4 +1,5 @@
-// Registers torch.ops.mla_fp8. One set of functions serves the CPU and the CUDA key; fakes are in mla_fp8/fake.py.
+// Registers torch.ops.mla_fp8. One set of functions serves the CPU and the CUDA dispatch key; the
+// fakes are in mla_fp8/fake.py.
 #include <torch/csrc/stable/library.h>
 
 #include <string>
@@ -10,7 +11,8 @@ namespace {
 namespace ops = mla_fp8::ops;
 using torch::stable::Tensor;
 
-// An op's two overloads as the dispatcher calls them: new tensors for its results, or given ones, which come last.
+// An op's two overloads as the dispatcher calls them: new tensors for its results, or given ones,
+// which come last.
 template <auto op, typename = decltype(op)>
 struct Overloads;
 
@@ -57,8 +59,8 @@ const struct {
      OUT(v_up_quantized)},
 };
 
-// STABLE_TORCH_LIBRARY ignores the error of a second registration and then crashes, so this asks for the handle itself
-// and leaves the ops of the copy that came first in place.
+// STABLE_TORCH_LIBRARY ignores the error of a second registration and then crashes, so this asks
+// for the handle itself and leaves the ops of the copy that came first in place.
 class Registrar {
  public:
   Registrar() {

@@ -1,5 +1,5 @@
-// What the op files (op_<name>.cpp) share: each checks its arguments, finds a place for its results, and runs the kernel
-// of the device.
+// What the op files (op_<name>.cpp) share: each checks its arguments, finds a place for its
+// results, and runs the kernel of the device.
 #pragma once
 
 #include "bindings/checks.h"
@@ -27,10 +27,12 @@ struct Forms {
 // bf16 or fp16 [S, H, K] with a contiguous last dim.
 void check_activation(const Checks& check, const Argument& x, const char* form, const char* extent);
 
-// e4m3 [heads, N, K] and its fp32 block scales [heads, N/128, K/128]; they and N go into the product.
+// e4m3 [heads, N, K] and its fp32 block scales [heads, N/128, K/128]; all of them and N go into the
+// product.
 void take_weight(const Checks& check, const Argument& w, const Argument& w_scale, const Forms& forms, Product& product);
 
-// Checks x, w, w_scale, q_pe and out_scale, of which the last two may be missing, and fills all but the outputs.
+// Checks x, w, w_scale, q_pe and out_scale, of which the last two may be missing, and fills all but
+// the outputs.
 Product take_inputs(const Checks& check, Op op, Arguments inputs, const Forms& forms);
 
 // A result, and the tensor that it is written into where the caller gave one.
@@ -41,8 +43,9 @@ struct Result {
   const Tensor* given;
 };
 
-// The given tensor, once it has passed every check, or a new one on the device of the first input. Where `strides` are
-// named a new one has these, and a given one may have any; else the last dim is contiguous.
+// The given tensor, once it has passed every check, or a new one on the device of the first input.
+// Where `strides` are named, a new tensor has these and a given one may have any; otherwise the
+// last dim is contiguous.
 Tensor place(const Checks& check, const Result& result, Extents sizes, Arguments inputs, Extents strides = {});
 
 // Where the product goes: [s, heads, n + pe], or for another order of dims these of s and heads.

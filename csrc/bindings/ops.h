@@ -1,5 +1,6 @@
-// The ops, the same for CPU and CUDA: check, find a place for the results, run. The tensors to write into come first;
-// null: new ones. Shapes in the docs of mla_fp8/ops.py.
+// The ops, the same for CPU and CUDA: each checks its arguments, finds a place for its results, and
+// runs. The tensors to write into come first; null asks for new ones. The docstrings of
+// mla_fp8/ops.py give the shapes.
 #pragma once
 
 #include <torch/csrc/stable/tensor_struct.h>

@@ -1,6 +1,7 @@
-// Whether strided tensors may share memory. Two are known to be disjoint where their byte ranges are, or where they are
-// columns that do not meet of rows of one length, as q[..., :512] and q[..., 512:] are. One has each element in a place
-// of its own where every stride steps over all that the smaller ones reach. What these rules cannot tell is refused.
+// Whether strided tensors may share memory. Two are known to be disjoint where their byte ranges
+// are, or where they are separate columns of rows of one length, as `q[..., :512]` and
+// `q[..., 512:]` are. One tensor is known not to overlap itself where every stride steps over all
+// that the smaller ones reach. What these rules cannot prove is refused.
 #pragma once
 
 #include "bindings/tensor.h"

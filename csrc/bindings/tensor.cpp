@@ -104,7 +104,8 @@ torch::stable::Tensor empty(const char* op, const View& like, Dtype dtype, Exten
   int64_t contiguous[kMostDims], stride = 1;
   for (size_t i = sizes.size(); i-- > 0;) {
     contiguous[i] = stride;
-    stride *= std::max<int64_t>(sizes.begin()[i], 1);  // as torch does, so that fakes agree on empty tensors
+    // A dim of extent 0 counts as 1, as in torch, so that fakes agree on empty tensors.
+    stride *= std::max<int64_t>(sizes.begin()[i], 1);
   }
   AtenTensorHandle handle;
   const AOTITorchError error = aoti_torch_empty_strided(

@@ -39,17 +39,20 @@ std::string name_of(const View& view);  // of its dtype
 std::string device_of(const View& view);
 std::string list_of(const int64_t* extents, size_t count);  // "[2, 3]"; "*" for kAny
 
-// An uninitialized tensor on the device of `like`; contiguous, as torch calls it, unless strides are given.
+// An uninitialized tensor on the device of `like`; contiguous in torch's sense unless strides are
+// given.
 torch::stable::Tensor empty(const char* op, const View& like, Dtype dtype, Extents sizes, Extents strides = {});
 
-// Whether autograd would record an operation on it: in grad mode, if it requires a gradient. The stable interface has no
-// getter for that: an alias of a tensor that does is no leaf.
+// Whether autograd would record an operation on it: in grad mode, if it requires a gradient. The
+// stable interface has no getter for that, but an alias of a tensor that requires a gradient is not
+// a leaf.
 bool requires_grad(const View& view);
 
 // Runs on PyTorch's intra-op threads.
 void parallel_for(int64_t count, int64_t grain, void (*body)(int64_t begin, int64_t end, void* context), void* context);
 
-// The stream that torch has current on this device in this thread; null is the legacy default stream.
+// The stream that torch has current on this device in this thread; null is the legacy default
+// stream.
 void* current_stream(int device_index);
 
 }  // namespace mla_fp8

@@ -1,8 +1,10 @@
-// select_config: which compiled tile runs a problem, on what grid. Pure, total over supported problems, memoised.
+// select_config says which compiled tile runs a problem, and on what grid. It is pure, total over
+// supported problems, and memoised.
 //
-// A candidate is a line of the compiled-tile table (tile.h). For each the cost model (cost.h) says whether it can run
-// and how long it should take; the least modelled time wins, then the wider access, the smaller shared memory, the earlier line.
-// Nothing here needs torch or CUDA.
+// A candidate is a line of the compiled-tile table (tile.h). For each one the cost model (cost.h)
+// says whether it can run and how long it should take. The least modelled time wins; among equals
+// the wider access, then the smaller shared memory, then the earlier line. Nothing here needs torch
+// or CUDA.
 #pragma once
 
 #include <cstdint>
@@ -14,20 +16,23 @@
 namespace mla_fp8 {
 
 inline constexpr int64_t kMaxPaddedRows = int64_t{1} << 32;  // of m
-inline constexpr int64_t kMaxTokens = int64_t{1} << 48;  // of rows * heads; keeps every product in int64
+inline constexpr int64_t kMaxTokens = int64_t{1} << 48;  // of rows * heads; products stay in int64
 inline constexpr int64_t kMaxGridX = 2147483647;  // CUDA's limit of gridDim.x
 
 struct Problem {
   Op op = Op::kAbsorbQ;
   int64_t s = 0;  // rows a head: S, or m for bmm
   int64_t heads = 1;  // H, or B for bmm
-  int64_t n = kScaleGroup;  // columns of the product: R for absorb_q, V for v_up; quantize_q_nope ignores it
+  // Columns of the product: R for absorb_q, V for v_up. quantize_q_nope ignores it.
+  int64_t n = kScaleGroup;
   int64_t k = kScaleGroup;  // columns of the activations: D for absorb_q, R for v_up
   int64_t pe = 0;  // rope columns appended by absorb_q
   int64_t m = 0;  // rows that quantize_q_nope writes, zero padding included; 0 means s
   int in_bytes = 2;  // an activation element: 2, or 1 for bmm
   int out_bytes = 2;  // an output element: 2 or 1
-  int align_bytes = 16;  // greatest power of 2 <= 16 that divides every pointer and stride but the weights', in bytes
+  // The greatest power of 2, at most 16, that divides every pointer and every stride in bytes, but
+  // for those of the weights.
+  int align_bytes = 16;
 };
 
 // Limits and speeds; the defaults are an H100 SXM's. Speeds only rank candidates.
@@ -46,12 +51,14 @@ struct Device {
   double launch_us = 1.3;  // an empty kernel on an H100, as measured
 };
 
-// All that a launcher needs: symbol, threads and smem_bytes are the tile's. grid_x = 0 means: launch nothing.
+// All that a launcher needs: symbol, threads and smem_bytes are the tile's. grid_x = 0 means that
+// nothing is launched.
 struct Config {
   const Tile* tile = nullptr;
   int64_t grid_x = 0;  // CTAs; gridDim.y and gridDim.z are 1
-  int64_t tiles = 0;  // row tiles x heads x column tiles; a CTA takes tiles blockIdx.x, + gridDim.x, ...
-  int64_t waves = 0;  // tiles that the busiest SM makes one after another; CTAs that run at once on it count as one
+  int64_t tiles = 0;  // row tiles x heads x column tiles
+  // Tiles that the busiest SM makes one after another. CTAs that run on it at once count as one.
+  int64_t waves = 0;
   int ctas_per_sm = 0;
   double modelled_bytes = 0;  // from and to DRAM
   double modelled_us = 0;
@@ -74,11 +81,12 @@ const char* op_name(Op op);
 // Every rule that the problem or the device breaks, with its value; empty if they are supported.
 std::string broken_rules(const Problem& problem, const Device& device);
 
-// Throws std::invalid_argument, naming op, extents, device limits and every reason. A repeated problem
-// is answered from a bounded memo of the calling thread.
+// Throws std::invalid_argument, naming op, extents, device limits and every reason. A repeated
+// problem is answered from a bounded cache of the calling thread.
 Config select_config(const Problem& problem, const Device& device = {});
 
-// The config of one given tile, for comparing tiles. Throws as select_config does if the tile cannot run the problem.
+// The config of one given tile, for comparing tiles. Throws as select_config does if the tile
+// cannot run the problem.
 Config configure(const Tile& tile, const Problem& problem, const Device& device = {});
 
 // Every tile of the op in table order. Throws only if the problem itself is unsupported.

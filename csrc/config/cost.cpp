@@ -12,12 +12,13 @@ constexpr double kBytesPerUsPerGbps = 1e3;  // 1 GB/s = 1000 bytes a µs
 constexpr double kFlopsPerUsPerTflops = 1e6;
 constexpr double kScaleBytes = 4;           // fp32
 constexpr int kMaxThreads = 1024;           // of a CTA
-constexpr double kMixedDram =
-    0.9;          // of DRAM's speed, where a launch writes more than it reads and does both at any time
-constexpr double kVainWaitUs =
-    phases::kPatienceCycles / 1.75e3;  // of a phased launch whose CTAs are not all there at once
+// Of DRAM's speed, where a launch writes more than it reads and does both at any time.
+constexpr double kMixedDram = 0.9;
+// What a phased launch loses whose CTAs cannot all run at once: their wait, at 1.75 GHz.
+constexpr double kVainWaitUs = phases::kPatienceCycles / 1.75e3;
 
-constexpr int least_align_bytes(Op op) { return op == Op::kBmm ? 1 : 2; }  // what the least aligned problem has
+// What the least aligned problem has.
+constexpr int least_align_bytes(Op op) { return op == Op::kBmm ? 1 : 2; }
 
 constexpr bool is_sane(const Tile& tile) {
   return tile.m >= 1 && tile.n >= kScaleGroup && tile.n % kScaleGroup == 0 && tile.threads >= 1 &&
@@ -125,7 +126,8 @@ Cost add_cost(Config& config, const Problem& p, const Device& d) {
   const Tile& tile = *config.tile;
   const Operands bytes = operands(p);
   const double tiles_per_cta = static_cast<double>(ceil_div(config.tiles, config.grid_x));
-  const double cta_weights = bytes.weights / (static_cast<double>(p.heads) * column_tiles(tile, p));  // of one column
+  // Of one column tile of one head.
+  const double cta_weights = bytes.weights / (static_cast<double>(p.heads) * column_tiles(tile, p));
   const double weight_reads = keeps_weights(tile, p) ? 1 : tiles_per_cta;
   const double read_at_once =
       cta_weights * std::min<double>(config.grid_x, static_cast<double>(d.num_sms) * config.ctas_per_sm);
@@ -136,7 +138,8 @@ Cost add_cost(Config& config, const Problem& p, const Device& d) {
       bytes.activations * column_tiles(tile, p) + cta_weights * weight_reads * config.grid_x + bytes.output;
 
   const double sm_ctas = static_cast<double>(ceil_div(config.grid_x, d.num_sms));
-  const double blocks = tile.k == 0 ? static_cast<double>(p.k) / kScaleGroup : 1;  // whose times the constants are
+  // The tile's times are those of a block of k where it takes any k, else of all of k.
+  const double blocks = tile.k == 0 ? static_cast<double>(p.k) / kScaleGroup : 1;
   const double tile_flops = p.op == Op::kQuantizeQNope ? 0 : 2.0 * tile.m * tile.n * p.k;
 
   const bool is_mixed = !tile.phased && bytes.output > bytes.activations;

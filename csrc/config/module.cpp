@@ -1,4 +1,5 @@
-// The Python module mla_fp8._config: the tile table and select_config, without torch and without CUDA.
+// The Python module mla_fp8._config: the tile table and select_config, without torch and without
+// CUDA.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -50,7 +50,8 @@ void check_problem(Rules& rules, const Problem& p) {
   rules.range("m", p.m, quantize && p.m != 0 ? p.s : 0, quantize ? kMaxPaddedRows : 0);
   const int64_t rows = std::max<int64_t>(rows_covered(p), 1);
   if (!quantize) rules.range("n", p.n, kScaleGroup, kMaxExtent, kScaleGroup);
-  const int64_t columns_a_head = quantize || rules.broken() ? 1 : p.n / kScaleGroup;  // each needs a CTA of its own
+  // Each column needs a CTA of its own.
+  const int64_t columns_a_head = quantize || rules.broken() ? 1 : p.n / kScaleGroup;
   rules.range("heads", p.heads, 1, std::min(kMaxTokens / rows, kMaxGridX / columns_a_head));
   rules.range("k", p.k, kScaleGroup, kMaxExtent, kScaleGroup);
   rules.range("pe", p.pe, 0, p.op == Op::kAbsorbQ ? kMaxPe : 0, kPeStep);
@@ -61,7 +62,8 @@ void check_problem(Rules& rules, const Problem& p) {
 }
 
 void check_device(Rules& rules, const Device& d) {
-  constexpr int64_t kMaxLimit = int64_t{1} << 24;  // far above any GPU; keeps sums and products of limits in int64
+  // Far above any GPU, and so small that sums and products of limits stay in int64.
+  constexpr int64_t kMaxLimit = int64_t{1} << 24;
   rules.range("num_sms", d.num_sms, 1, kMaxLimit);
   rules.range("smem_bytes_per_cta", d.smem_bytes_per_cta, 0, kMaxLimit);
   rules.range("smem_bytes_per_sm", d.smem_bytes_per_sm, 0, kMaxLimit);

@@ -8,7 +8,8 @@ namespace mla_fp8 {
 namespace {
 
 constexpr int kMemoBits = 7;  // 128 slots a thread
-constexpr uint64_t kGoldenRatio = 0x9E3779B97F4A7C15u;  // 2^64 / phi: Fibonacci hashing spreads close integers
+// 2^64 / phi: Fibonacci hashing spreads close integers.
+constexpr uint64_t kGoldenRatio = 0x9E3779B97F4A7C15u;
 
 struct MemoSlot {
   Problem problem;
@@ -75,7 +76,8 @@ Config select_config(const Problem& problem, const Device& device) {
   thread_local const std::unique_ptr<Memo> memo = std::make_unique<Memo>();
   MemoSlot& slot = (*memo)[memo_index(problem)];
   if (slot.config.tile == nullptr || !(slot.problem == problem) || !(slot.device == device)) {
-    const Config config = select_uncached(problem, device);  // may throw: the slot keeps its old answer
+    // This may throw, and then the slot keeps its old answer.
+    const Config config = select_uncached(problem, device);
     slot = {problem, device, config};
   }
   return slot.config;

@@ -1,9 +1,10 @@
 // A compiled tile as select_config and launchers know it, and the table of all of them.
 //
-// Work is a list of tiles: row tile major, then head, then column tile. A CTA takes tiles blockIdx.x, + gridDim.x, ...; of v_up's
-// shared tiles, which have the same grid, a run of neighbouring row tiles.
-// A persistent tile keeps its weights for all row tiles that it takes, so its gridDim.x is a multiple of columns = heads *
-// column tiles: columns * min(row tiles, max(1, CTAs resident at once / columns)). Others get one CTA a tile.
+// Work is a list of tiles: row tile major, then head, then column tile. A CTA takes every
+// gridDim.x-th tile from tile blockIdx.x on. A persistent tile keeps its weights for all row tiles
+// that it takes, so its gridDim.x is a multiple of columns = heads * column tiles:
+// `columns * min(row tiles, max(1, CTAs resident at once / columns))`. Other tiles get one CTA
+// each.
 #pragma once
 
 #include <type_traits>
@@ -32,7 +33,8 @@ struct Tile {
   int ctas_per_sm;  // that registers are limited for (__launch_bounds__)
   int regs;  // most registers a thread, from ctas_per_sm
   bool persistent;
-  bool leaves_room;  // the next launch's CTAs fit beside its own: one CTA an SM is enough, and better than more
+  // The next launch's CTAs fit beside its own: one CTA an SM is enough, and better than more.
+  bool leaves_room;
   bool phased;  // reads and writes in turn (kernels/phases.cuh)
   // The cost model's times, fitted to what was measured (cost.h).
   double start_us;  // of a launch, beyond an empty one

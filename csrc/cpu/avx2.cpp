@@ -26,7 +26,7 @@ struct Avx2 {
   static constexpr int kNarrowRows = 6;
   static constexpr int kPanelRegs = 2;
   static constexpr int kWidth = kLanes * kPanelRegs;
-  static constexpr int kPrefetches = 4;  // cache lines of the next weights at each of the 8 steps over k
+  static constexpr int kPrefetches = 4;  // cache lines of the next weights, in each of 8 steps
 
   MLA_FP8_INLINE Reg load(const float* x) { return _mm256_loadu_ps(x); }
   MLA_FP8_INLINE void store(float* x, Reg v) { _mm256_storeu_ps(x, v); }
@@ -39,8 +39,8 @@ struct Avx2 {
 
   MLA_FP8_INLINE __m128i load_codes(const uint8_t* w) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(w)); }
 
-  // A register takes 16 codes of columns i and i + 8, one in each 128-bit lane. Transposed, register i has for k = 2i
-  // and 2i + 1 all 16 columns, as pairs.
+  // A register takes 16 codes of columns i and i + 8, one in each 128-bit lane. After the
+  // transposition register i has all 16 columns of k = 2i and 2i + 1, as pairs.
   template <class Panel>
   MLA_FP8_INLINE void decode(const uint8_t* w, int64_t n_stride, const Ahead& ahead, typename Panel::Value* panel) {
     constexpr int64_t kCodes = 16;  // of one column in a register

@@ -12,7 +12,8 @@
                              apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 on its own intrinsics (GCC bug 105593)
+// GCC 12 warns of its own intrinsics (GCC bug 105593).
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 
 #include "cpu/tile.h"
@@ -38,8 +39,9 @@ struct Avx512 {
   MLA_FP8_INLINE __m512i unpack_low(__m512i a, __m512i b) { return _mm512_unpacklo_epi16(a, b); }
   MLA_FP8_INLINE __m512i unpack_high(__m512i a, __m512i b) { return _mm512_unpackhi_epi16(a, b); }
 
-  // A register takes 32 codes of columns i and i + 8: its 128-bit lanes are k = 0..15 of each, then k = 16..31 of each.
-  // Transposed, register i has for k = 2i and 2i + 1 (low half) and those + 16 (high half) all 16 columns, as pairs.
+  // A register takes 32 codes of columns i and i + 8: its 128-bit lanes are k = 0..15 of each, then
+  // k = 16..31 of each. After the transposition register i has all 16 columns, as pairs: of k = 2i
+  // and 2i + 1 in its low half, of k = 2i + 16 and 2i + 17 in its high half.
   template <class Panel>
   MLA_FP8_INLINE void decode(const uint8_t* w, int64_t n_stride, const Ahead& ahead, typename Panel::Value* panel) {
     constexpr int64_t kLoad = 64;   // codes of one column

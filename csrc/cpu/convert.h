@@ -1,6 +1,7 @@
 // Number formats, one value at a time: bf16, fp16 and e4m3 to and from fp32, round to nearest even.
-// Written without branches, so that loops over them vectorize, and without fp32 subnormals, so that a caller's
-// flush-to-zero mode changes nothing. No std:: templates here: each instruction-set file must get its own copy.
+// They are written without branches, so that loops over them vectorize, and without fp32
+// subnormals, so that a caller's flush-to-zero mode changes nothing. No std:: templates are used
+// here, because each instruction-set file must get its own copy.
 #pragma once
 
 #include <cstdint>
@@ -62,13 +63,15 @@ MLA_FP8_INLINE float fp16_to_float(uint16_t x) {
 MLA_FP8_INLINE uint16_t float_to_fp16(float x) {
   constexpr int kShift = kFp32MantissaBits - kFp16MantissaBits;
   constexpr uint32_t kRebias = static_cast<uint32_t>(kFp32Bias - kFp16Bias) << kFp32MantissaBits;
-  constexpr float kMinNormal = 0x1p-14f, kSubnormalMagic = 0.5f;  // ulp(0.5) = 2^-24 = the fp16 subnormal step
+  // ulp(0.5) = 2^-24, the step of fp16 subnormals.
+  constexpr float kMinNormal = 0x1p-14f, kSubnormalMagic = 0.5f;
   const uint32_t u = bits_of(x);
   const uint32_t a = u & kFp32AbsMask;
   const uint32_t normal = (a - kRebias + ((1u << (kShift - 1)) - 1) + ((a >> kShift) & 1u)) >> kShift;
   const uint32_t subnormal = bits_of(float_of(a) + kSubnormalMagic) - bits_of(kSubnormalMagic);
   const uint32_t finite = a < bits_of(kMinNormal) ? subnormal : normal;
-  const uint32_t saturated = a >= bits_of(65520.0f) ? 0x7c00u : finite;  // halfway above 65504, the largest fp16
+  // 65520 is half a step above 65504, the largest fp16.
+  const uint32_t saturated = a >= bits_of(65520.0f) ? 0x7c00u : finite;
   return static_cast<uint16_t>(((u >> 16) & 0x8000u) | (a > kFp32Inf ? 0x7e00u : saturated));
 }
 
@@ -83,9 +86,10 @@ MLA_FP8_INLINE float e4m3_to_float(uint8_t x) {
   return float_of(((x & 0x80u) << 24) | (a == kE4m3Nan ? kFp32Nan : finite));
 }
 
-// lift * the e4m3 value nearest to x / lift, for |x| < 464 * lift or NaN and lift a power of two; zero loses its sign.
-// Adding and subtracting 1.5 * 2^(e+20), where 2^e is x's binade (2^-6 * lift at least: below that e4m3's step is
-// constant), leaves 3 mantissa bits, and it is the adder that rounds.
+// lift * the e4m3 value nearest to x / lift, for |x| < 464 * lift or NaN and lift a power of two;
+// zero loses its sign. Adding and subtracting 1.5 * 2^(e+20), where 2^e is x's binade (2^-6 * lift
+// at least: below that e4m3's step is constant), leaves 3 mantissa bits, and it is the adder that
+// rounds.
 MLA_FP8_INLINE float round_in_range(float x, float lift) {
   constexpr uint32_t kExponentMask = kFp32Inf;
   constexpr uint32_t kHalf = 1u << (kFp32MantissaBits - 1);

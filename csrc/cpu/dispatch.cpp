@@ -1,4 +1,5 @@
-// Which instruction set this machine gets: the best that it has and that the build's MLA_FP8_CPU allows.
+// Which instruction set this machine gets: the best that it has and that the build's MLA_FP8_CPU
+// allows.
 #include "cpu/gemm.h"
 #include "cpu/kernels.h"
 

@@ -6,10 +6,12 @@
 namespace mla_fp8::cpu {
 namespace {
 
-constexpr int64_t kMinTiles = 64;          // enough for as many cores; more tiles repeat the rows' quantization
-constexpr int64_t kGrainWork = 1 << 18;    // multiply-adds, about 5 us: less is not worth a second thread
-constexpr int64_t kDecodeWork = 8;         // decoding a weight costs as much as this many multiply-adds
-constexpr int64_t kQuantizeRows = 16;      // rows a work item of quantize_q_nope
+// Enough for as many cores. More tiles would repeat the quantization of rows.
+constexpr int64_t kMinTiles = 64;
+// Multiply-adds, about 5 us: less is not worth a second thread.
+constexpr int64_t kGrainWork = 1 << 18;
+constexpr int64_t kDecodeWork = 8;     // multiply-adds that take as long as decoding a weight
+constexpr int64_t kQuantizeRows = 16;  // rows of a work item of quantize_q_nope
 constexpr int64_t kQuantizeGrainValues = 1 << 15;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -1,4 +1,5 @@
-// What the CPU code is made of: tiles of a product, a thread's scratch, and what each instruction set provides.
+// What the CPU code is made of: tiles of a product, a thread's scratch, and what each instruction
+// set provides.
 #pragma once
 
 #include <cstdint>
@@ -8,21 +9,25 @@
 
 namespace mla_fp8::cpu {
 
-inline constexpr int64_t kScratchRows = 132;     // a multiple of every instruction set's row tile
-inline constexpr int64_t kMaxBlocks = 4;     // k-blocks of the rows that are kept at once: all of o_latent's
-inline constexpr int64_t kMaxColumns = 512;  // one head of W_UK
-inline constexpr int64_t kMinColumns = 64;   // a multiple of every instruction set's panel width
-inline constexpr float kActivationLift = 256.0f;  // an e4m3 code moved into an fp16 reads as its value / 256
+inline constexpr int64_t kScratchRows = 132;  // a multiple of every instruction set's row tile
+inline constexpr int64_t kMaxBlocks = 4;      // k-blocks of rows kept at once: all of o_latent's
+inline constexpr int64_t kMaxColumns = 512;   // one head of w_uk
+inline constexpr int64_t kMinColumns = 64;    // a multiple of every instruction set's panel width
+// An e4m3 code that is moved into an fp16 reads as its value / 256.
+inline constexpr float kActivationLift = 256.0f;
 
 // Rows [row_begin, row_end) and columns [n_begin, n_end) of one head.
 struct TileRange {
   int64_t head, row_begin, row_end, n_begin, n_end;
 };
 
-// What one thread works in: 264 KiB + 32 KiB + 264 KiB. The panel stays in L1, what a tile uses of the rest in L2.
+// What one thread works in: 264 KiB + 32 KiB + 264 KiB. The panel stays in L1, and what a tile uses
+// of the rest stays in L2.
 struct alignas(64) Scratch {
-  float a[kMaxBlocks * kScratchRows * kScaleGroup];  // k-blocks of the rows: e4m3 values * kActivationLift in fp32
-  float panel[kScaleGroup * kMinColumns];        // a k-block of some columns, [k][column]: weights / kActivationLift
+  // k-blocks of the rows: e4m3 values * kActivationLift, in fp32.
+  float a[kMaxBlocks * kScratchRows * kScaleGroup];
+  // A k-block of some columns, [k][column]: weights / kActivationLift.
+  float panel[kScaleGroup * kMinColumns];
   float acc[kScratchRows * kMaxColumns];
   float a_scale[kMaxBlocks * kScratchRows];
 };

@@ -1,5 +1,5 @@
-// The ops on a CPU: plain C++17, no torch. Records have passed the bindings' checks.
-// None of these throws or allocates; scratch is thread-local. Activations and outputs may have any strides with a
+// The ops on a CPU: plain C++17, no torch. Records have passed the bindings' checks. None of these
+// throws or allocates; scratch is thread-local. Activations and outputs may have any strides with a
 // contiguous last dim and need only their element's alignment.
 #pragma once
 

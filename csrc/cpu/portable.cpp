@@ -1,4 +1,5 @@
-// Any CPU with a C++17 compiler: 128-bit vectors by the compiler's vector extension (SSE2, NEON, or scalars).
+// Any CPU with a C++17 compiler: 128-bit vectors by the compiler's vector extension (SSE2, NEON, or
+// scalars).
 #include "cpu/gemm.h"
 #include "cpu/tile.h"
 

@@ -32,7 +32,8 @@ MLA_FP8_INLINE void load_row(const void* in, Dtype dtype, int64_t count, float* 
   }
 }
 
-// The scale of 128 values. As unsigned integers NaN > Inf > any finite |x|, so an integer maximum propagates NaN.
+// The scale of 128 values. As unsigned integers NaN > Inf > any finite |x|, so an integer maximum
+// propagates NaN.
 MLA_FP8_INLINE float group_scale(const float* x, float amax_floor) {
   uint32_t amax = bits_of(amax_floor);
   for (int64_t i = 0; i < kScaleGroup; ++i) {
@@ -42,9 +43,10 @@ MLA_FP8_INLINE float group_scale(const float* x, float amax_floor) {
   return float_of(amax) / kE4m3Max;
 }
 
-// Quantizes 128 values in place, to kActivationLift times their e4m3 values, and returns their scale. The clamp has no
-// work here: |x| * (1 / scale) is at most 448 * (1 + 2^-22), which rounds to 448. In a row with Inf, whose reciprocal
-// is 0, Inf becomes NaN, as the formula says. A zero's sign, which round_in_range loses, cannot reach a sum from +0.
+// Quantizes 128 values in place, to kActivationLift times their e4m3 values, and returns their
+// scale. The clamp has no work here: |x| * (1 / scale) is at most 448 * (1 + 2^-22), which rounds
+// to 448. In a row with Inf, whose reciprocal is 0, Inf becomes NaN, as the formula says. A zero's
+// sign, which round_in_range loses, cannot reach a sum from +0.
 MLA_FP8_INLINE float quantize_lifted(float* x) {
   const float scale = group_scale(x, kAmaxFloor);
   const float lifted_reciprocal = (1.0f / scale) * kActivationLift;

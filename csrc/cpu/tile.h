@@ -2,22 +2,26 @@
 //     Reg, kLanes      a vector of fp32
 //     kRowTile         rows whose sums live in registers at once
 //     kNarrowRows      rows up to which NarrowPanel is used
-//     kPanelRegs       vectors to a row of the panel; panel width = kPanelRegs * kLanes, which divides kMinColumns
+//     kPanelRegs       vectors in a row of the panel; the panel's width, kPanelRegs * kLanes,
+//                      divides kMinColumns
 //     load, store, broadcast, add_product (exact products only), fused_multiply_add
 //     WidePanel        fp32 weights, for many rows
 //     NarrowPanel      fp16 weights, converted again at each use
 // and a panel format has a type Value, load(panel, i) for vector i, and
-//     decode(w, n_stride, ahead, panel)   e4m3 [width][128] -> [128][width], value / kActivationLift, NaN codes to NaN,
-//                                         while the weights at `ahead` are brought into the caches
+//     decode(w, n_stride, ahead, panel)   e4m3 [width][128] -> [128][width], value /
+//                                         kActivationLift, NaN codes to NaN, while the weights at
+//                                         `ahead` are prefetched into the caches
 //
-// Numerics. One output element is, on every path: p = sum over k ascending, then acc = fma(p, a_scale * w_scale, acc)
-// over blocks ascending. It never depends on rows, tiles, threads or position, nor on the instruction set: a product of
-// two e4m3 values has 8 significant bits, so add_product may fuse or not, and vectors run over columns, never over k.
+// Numerics. On every path an output element is p = sum over k ascending, then
+// `acc = fma(p, a_scale * w_scale, acc)` over blocks ascending. It never depends on rows, tiles,
+// threads or position, nor on the instruction set: a product of two e4m3 values has 8 significant
+// bits, so add_product may fuse or not, and vectors run over columns, never over k.
 //
-// Cost, for M rows, N columns: M*N*K multiply-adds, 2 * kLanes a cycle; N*K weights to decode, 512 in about 70 cycles
-// with AVX-512, which outweighs the products while M < 5; bytes N*K + 2*M*(N+K), which bound M = 1 on cold weights.
-// Per tile of 128 rows at K = 128, N = 512: 87 us of products, 27 of output conversion and write-allocate, 9 of
-// quantization, 9 of decoding (AVX-512, 3.4 GHz).
+// Cost, for M rows and N columns: M*N*K multiply-adds at 2 * kLanes a cycle; N*K weights to decode,
+// 512 in about 70 cycles with AVX-512, which outweighs the products while M < 5; and N*K +
+// 2*M*(N+K) bytes, which bound M = 1 on cold weights. Per tile of 128 rows at K = 128, N = 512: 87
+// us of products, 27 of output conversion and write-allocate, 9 of quantization, 9 of decoding
+// (AVX-512, 3.4 GHz).
 #pragma once
 
 #include "cpu/rows.h"
@@ -90,8 +94,9 @@ MLA_FP8_INLINE void multiply_rows(int64_t rows, const float* a, const float* a_s
   multiply_panel<Isa, Panel, kRows>(a, a_scale, panel, w_scale, first, acc, acc_stride);
 }
 
-// Blocks [p_begin, p_end) of the rows, as lifted e4m3 values with a scale each, into scratch.a and scratch.a_scale,
-// [block][row]. A row is a token, whose neighbours are H rows away: the ones ahead are brought into the cache.
+// Blocks [p_begin, p_end) of the rows, as lifted e4m3 values with a scale each, into scratch.a and
+// scratch.a_scale, [block][row]. A row is a token whose neighbours are H rows away, so the ones
+// ahead are prefetched into the cache.
 MLA_FP8_INLINE void load_activations(const Product& product, const TileRange& range, int64_t p_begin, int64_t p_end,
                                      Scratch& scratch) {
   constexpr int64_t kBytesAhead = 2048;
@@ -158,7 +163,8 @@ struct Step {
   int64_t p, column;
 };
 
-// With keep_blocks a panel's columns are read from end to end (p fastest), else one block at a time (column fastest).
+// With keep_blocks a panel's columns are read from end to end (p varies fastest), otherwise one
+// block at a time (the column varies fastest).
 template <class Isa>
 MLA_FP8_INLINE Step step_at(int64_t step, int64_t blocks, int64_t panels, bool keep_blocks) {
   if (keep_blocks) return {step % blocks, step / blocks * kPanelWidth<Isa>};

@@ -1,5 +1,5 @@
-// What the x86 weight decoders share. They take 16 columns at a time from [column][k] to [k][column], and e4m3 codes to
-// the fp16 of value / 256.
+// What the x86 weight decoders share. They take 16 columns at a time from [column][k] to
+// [k][column], and e4m3 codes to the fp16 of value / 256.
 #pragma once
 
 #include "cpu/convert.h"
@@ -11,14 +11,15 @@ namespace {
 constexpr int kGroupColumns = 16;
 constexpr int kTransposeSize = 8;  // 16-bit pairs of codes to a 128-bit lane, and registers
 
-// An e4m3 code in the high byte of 16 bits, shifted right by one arithmetically and masked, is the fp16 of value / 256,
-// subnormals included; only the NaN codes come out as numbers.
+// An e4m3 code in the high byte of 16 bits, shifted right by one arithmetically and masked, is the
+// fp16 of value / 256, subnormals included; only the NaN codes come out as numbers.
 constexpr int16_t kE4m3AsFp16Mask = static_cast<int16_t>(0xbf80);
 static_assert(kActivationLift == 1 << (kFp16Bias - kE4m3Bias));
 constexpr uint16_t kFp16Nan = 0x7e00;
 
-// Transposes 8 registers x 8 pairs in every 128-bit lane. With r a register's number and c a pair's, a round takes
-// address bits (r2 r1 r0, c2 c1 c0) to (r1 r0 c2, c1 c0 r2), a rotation: three rounds swap r and c.
+// Transposes 8 registers x 8 pairs in every 128-bit lane. With r a register's number and c a pair's
+// number, a round takes the address bits (r2 r1 r0, c2 c1 c0) to (r1 r0 c2, c1 c0 r2), a rotation:
+// three rounds swap r and c.
 template <class Isa, class Reg>
 MLA_FP8_INLINE void transpose_pairs(Reg (&x)[kTransposeSize]) {
 #pragma GCC unroll 3

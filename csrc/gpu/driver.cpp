@@ -27,7 +27,8 @@ using abi::Handle;
 using abi::Result;
 
 constexpr int kCapabilityMajor = 9, kCapabilityMinor = 0;  // sm_90a code runs nowhere else
-constexpr double kDramEfficiency = 0.9;  // of the data sheet's bandwidth, in a large copy: 3.0 of an H100's 3.35 TB/s
+// Of the data sheet's bandwidth, what a large copy reaches: 3.0 of an H100's 3.35 TB/s.
+constexpr double kDramEfficiency = 0.9;
 
 // Double data rate.
 double dram_gbps(int clock_khz, int bus_bits) { return kDramEfficiency * 2 * clock_khz * (bus_bits / 8.0) / 1e6; }
@@ -128,7 +129,8 @@ CurrentDevice::CurrentDevice(const char* op, int device_index) : op_(op), index_
   state_ = &device_state(op, driver, device_index);
   abi::Ordinal current = -1;
   const Result result = driver.ctx_get_device(&current);
-  if (result == abi::kErrorInvalidContext) {  // this thread has none: give it one for good, as the CUDA runtime would
+  // A thread without a context gets one for good, as the CUDA runtime would give it.
+  if (result == abi::kErrorInvalidContext) {
     check(op, driver, driver.ctx_set_current(state_->primary), "cuCtxSetCurrent");
   } else {
     check(op, driver, result, "cuCtxGetDevice");

@@ -1,5 +1,6 @@
-// For driver.cpp and images.cpp alone: the part of the CUDA driver's ABI that they use, declared here so that a build
-// needs no cuda.h. Where cuda.h is at hand, every value and layout is compared with it.
+// For driver.cpp and images.cpp alone: the part of the CUDA driver's ABI that they use, declared
+// here so that a build needs no cuda.h. Where cuda.h is at hand, every value and layout is compared
+// with it.
 #pragma once
 
 #include <cstddef>
@@ -19,7 +20,8 @@ using Result = int;  // CUresult
 using Handle = void*;  // CUcontext, CUstream, CUlibrary, CUkernel, CUfunction
 using Ordinal = int;  // CUdevice
 
-inline constexpr int kDriverVersion = 12000;  // the ABI asked for: CUDA 12.0, which brought libraries and tensor maps
+// The ABI asked for: CUDA 12.0, which brought libraries and tensor maps.
+inline constexpr int kDriverVersion = 12000;
 
 #ifdef CUDA_VERSION
 #define MLA_FP8_CUDA_VALUE(own, value, cuda) \
@@ -74,7 +76,8 @@ struct LaunchConfig {
   unsigned attribute_count;
 };
 
-// The driver's functions: made, each is there. Throws what driver.cpp says of a driver that is missing or too old.
+// The driver's functions: made, each is there. Throws what driver.cpp says of a driver that is
+// missing or too old.
 struct Driver {
   struct Symbol {
     void* address;
@@ -135,7 +138,8 @@ const abi::Driver& driver_for(const char* op);
 // Throws `<op>: <what> failed: <the driver's name of the error> (<its text>)`.
 void check(const char* op, const abi::Driver& driver, abi::Result result, const std::string& what);
 
-// The tile's kernel on this device, whose context is current. `stream` tells whether a capture is under way.
+// The tile's kernel on this device, whose context is current. `stream` tells whether a capture is
+// under way.
 abi::Handle find_kernel(const char* op, int device_index, abi::Ordinal device, const Tile& tile, abi::Handle stream);
 
 }  // namespace mla_fp8::cuda

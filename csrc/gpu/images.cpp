@@ -1,5 +1,6 @@
-// Finds the kernel of a tile: in the image of its op that the build embedded, or in one that the registered loader makes
-// (mla_fp8/jit.py compiles it) where there is none or the driver refuses it.
+// Finds the kernel of a tile: in the image of its op that the build embedded, or in one that the
+// registered loader makes (mla_fp8/jit.py compiles it) where there is none or the driver refuses
+// it.
 #include <atomic>
 #include <iterator>
 #include <map>
@@ -31,7 +32,8 @@ const void* load_image(const char* op, const char* name, int device_index) {
   return image;
 }
 
-// Kernels are found without a lock, added under it, and never removed: a captured graph may hold them.
+// Kernels are found without a lock, added under it, and never removed: a captured graph may hold
+// them.
 std::atomic<abi::Handle> kernels[kMaxDevices][std::size(kTiles)];
 std::mutex mutex;
 
@@ -63,7 +65,8 @@ bool is_refusal(abi::Result result) {
          result == abi::kErrorJitCompilerNotFound || result == abi::kErrorUnsupportedPtxVersion;
 }
 
-// Makes `kernel` ready to launch in the current context. `library` is made from `image` unless it is there already.
+// Makes `kernel` ready to launch in the current context. `library` is made from `image` unless it
+// is there already.
 abi::Result load_kernel(const abi::Driver& driver, const void* image, const Tile& tile, abi::Ordinal device,
                         abi::Handle* library, abi::Handle* kernel) {
   if (*library == nullptr) {
@@ -74,7 +77,8 @@ abi::Result load_kernel(const abi::Driver& driver, const void* image, const Tile
   if (result == abi::kSuccess && tile.smem_bytes > 0) {
     result = driver.kernel_set_attribute(abi::kFunctionMaxDynamicSharedSizeBytes, tile.smem_bytes, *kernel, device);
   }
-  // Asking for the function loads the library into the context, which would else wait for the launch.
+  // Asking for the function loads the library into the context now; otherwise that would wait for
+  // the launch.
   abi::Handle function = nullptr;
   return result == abi::kSuccess ? driver.kernel_get_function(&function, *kernel) : result;
 }

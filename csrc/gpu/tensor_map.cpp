@@ -8,7 +8,8 @@
 namespace mla_fp8::cuda {
 namespace {
 
-// A layer has a map for w_uk and one for w_uv: enough for two models of 61 layers, at 256 bytes each.
+// A layer has a map for w_uk and one for w_uv, so this is enough for two models of 61 layers, at
+// 256 bytes a map.
 constexpr size_t kKeptMaps = 256;
 static_assert((kKeptMaps & (kKeptMaps - 1)) == 0, "a slot is the low bits of a hash");
 

@@ -11,12 +11,14 @@ namespace mla_fp8::cuda {
 struct TensorMapSpec {
   const void* address;               // 16-byte aligned
   std::array<u64, 5> dims;           // elements, each >= 1
-  std::array<u64, 5> strides_bytes;  // multiples of 16; entry 0 is not read, nor those of dims of extent 1
+  // Multiples of 16. Entry 0 is not read, nor are those of dims of extent 1.
+  std::array<u64, 5> strides_bytes;
   std::array<u32, 5> box;            // elements, each <= 256
 };
 
-// Gives the map of `spec`; `tensor` names it in the error. Needs no current context. A map holds nothing but what the
-// spec says, so each thread keeps its latest ones, found by the whole spec.
+// Gives the map of `spec`; `tensor` names it in the error. This needs no current context. A map
+// holds nothing but what the spec says, so each thread keeps its latest ones, found by the whole
+// spec.
 void encode_tensor_map(const char* op, const char* tensor, const TensorMapSpec& spec, TensorMap* map);
 
 }  // namespace mla_fp8::cuda

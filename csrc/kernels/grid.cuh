@@ -1,5 +1,6 @@
-// How every kernel begins, and which tiles a CTA has. The only file that may say griddepcontrol: a kernel may start while its
-// predecessor in the stream drains (programmatic dependent launch), so what it does before and after the wait is a rule.
+// How every kernel begins, and which tiles a CTA takes. This is the only file that may use
+// griddepcontrol: a kernel may start while its predecessor in the stream drains (programmatic
+// dependent launch), so there are rules for what it does before the wait and after it.
 #pragma once
 
 #include "kernels/ptx/griddepcontrol.cuh"
@@ -8,15 +9,17 @@
 
 namespace mla_fp8 {
 
-// Every thread of every kernel, before it touches memory that another kernel writes and before its first global write. The
-// successor may start once every CTA is here: after the own wait, so that a grid never overlaps with its grand-successor.
+// Every thread of every kernel calls this before it touches memory that another kernel writes and
+// before its first global write. The successor may start once every CTA has come here. That is
+// after the CTA's own wait, so that a grid never overlaps with the successor of its successor.
 MLA_FP8_DEVICE void wait_for_predecessors() {
   ptx::griddepcontrol_wait();
   ptx::griddepcontrol_launch_dependents();
 }
 
-// The prologue. `prepare`, by the producers, makes barriers and brings weights to L2: weights are no kernel's output, and what is
-// only in L2 is not kept in this CTA. After it every thread sees the barriers.
+// The prologue. The producers call `prepare`, which makes barriers and prefetches weights to L2.
+// That may come before the wait: no kernel writes weights, and what is only in L2 is not kept in
+// this CTA. After the prologue every thread sees the barriers.
 template <class Prepare>
 MLA_FP8_DEVICE void begin(bool is_producer, const Prepare& prepare) {
   if (is_producer) {
@@ -32,8 +35,9 @@ MLA_FP8_DEVICE void wait(u64* barrier, u32 parity) {
   }
 }
 
-// The tiles of this CTA: one column tile of one head, and every row_step-th row tile from row_tile on (config/tile.h).
-// Neighbouring CTAs have neighbouring columns of the same rows, so all CTAs in flight together read and write whole tokens.
+// The tiles of this CTA: one column tile of one head, and every row_step-th row tile from row_tile
+// on (config/tile.h). Neighbouring CTAs have neighbouring columns of the same rows, so together all
+// CTAs in flight read and write whole tokens.
 struct Place {
   i32 head, slice;
   i64 row_tile, row_step;

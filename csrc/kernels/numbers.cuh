@@ -7,7 +7,7 @@
 
 namespace mla_fp8 {
 
-inline constexpr u32 kMagnitudes = 0x7fff7fffu;  // clears the two sign bits of a word of bf16 or fp16
+inline constexpr u32 kMagnitudes = 0x7fff7fffu;  // clears both sign bits of two bf16 or fp16
 inline constexpr u32 kFullWarp = 0xffffffffu;
 
 // Two activations in a word; as outputs, elements of two bytes.
@@ -33,7 +33,8 @@ struct Fp16 {
   }
 };
 
-// Four numbers -> four e4m3, the first in the low byte. Beyond +-448 (Inf too) they become +-448, NaN stays NaN.
+// Four numbers -> four e4m3, the first in the low byte. Beyond +-448 (Inf too) they become +-448,
+// NaN stays NaN.
 MLA_FP8_DEVICE u32 e4m3x4(float a, float b, float c, float d) {
   return ptx::cvt_rn_satfinite_e4m3x2_f32(a, b) | static_cast<u32>(ptx::cvt_rn_satfinite_e4m3x2_f32(c, d)) << 16;
 }
@@ -51,7 +52,8 @@ MLA_FP8_DEVICE u32 e4m3x4_scaled(u32 low, u32 high, float multiplier) {
 
 inline constexpr float kFloatMax = 3.402823466e+38f;
 
-// amax / 448 of a 1x128 group, as __fdiv_rn gives it: the rounded quotient of any amax >= kAmaxFloor, without that function's branch. NaN stays NaN.
+// amax / 448 of a 1x128 group, as __fdiv_rn gives it: the rounded quotient of any amax >=
+// kAmaxFloor, without that function's branch. NaN stays NaN.
 MLA_FP8_DEVICE float group_scale(float amax) {
   constexpr float kReciprocal = 1.0f / kE4m3Max;
   const float bounded = ptx::max_nan_f32(amax, kAmaxFloor);
@@ -73,8 +75,8 @@ MLA_FP8_DEVICE void load_words(u32 (&to)[4], const u8* from) {
   to[0] = vector.x, to[1] = vector.y, to[2] = vector.z, to[3] = vector.w;
 }
 
-// Of words of two activations each, and of the same of kLanes neighbouring lanes: the largest magnitude, as the 16 bits of one
-// of them. NaN wins. All lanes of a warp call it.
+// The largest magnitude of `words`, of two activations each, over kLanes neighbouring lanes, as the
+// 16 bits of one activation. NaN wins. All lanes of a warp call it.
 template <int kLanes, int kWords>
 MLA_FP8_DEVICE u32 amax_bits(const u32 (&words)[kWords]) {
   u32 amax = 0;
@@ -85,7 +87,8 @@ MLA_FP8_DEVICE u32 amax_bits(const u32 (&words)[kWords]) {
   return ptx::max_u16x2(amax, amax >> 16) & 0xffffu;
 }
 
-// The largest magnitude over lanes kFrom apart, of a group of kTo lanes. NaN wins. All lanes of a warp call it.
+// The largest magnitude over lanes kFrom apart, of a group of kTo lanes. NaN wins. All lanes of a
+// warp call it.
 template <int kFrom, int kTo>
 MLA_FP8_DEVICE float amax_of_lanes(float amax) {
 #pragma unroll
@@ -94,8 +97,9 @@ MLA_FP8_DEVICE float amax_of_lanes(float amax) {
   return amax;
 }
 
-// The 1x128 quantization of docs/numerics.md: words of two activations -> half as many words of four e4m3; returns the scale
-// of the group, whose amax_bits are given. No shuffle in here: it stands in a branch.
+// The 1x128 quantization of docs/numerics.md: words of two activations -> half as many words of
+// four e4m3; returns the scale of the group, whose amax_bits are given. There is no shuffle in
+// here, because it is called in a branch.
 template <class Element, int kWords>
 MLA_FP8_DEVICE float quantize_as(const u32 (&words)[kWords], u32 amax, u32 (&packed)[kWords / 2]) {
   const float scale = group_scale(Element::low(amax));

@@ -1,8 +1,10 @@
-// All CTAs of a launch read at the same time and write at the same time. DRAM loses time whenever it turns from reads to writes: with 1 byte read
-// for 4 written an H100 moves 2.7 TB/s where every SM does both at any time, and 3.0 in phases of 17 and 67 MB (docs/notes.md).
+// Makes all CTAs of a launch read at the same time and write at the same time. DRAM loses time
+// whenever it turns from reads to writes: with 1 byte read for 4 written, an H100 moves 2.7 TB/s
+// where every SM does both at any time, and 3.0 TB/s in phases of 17 and 67 MB (docs/notes.md).
 //
-// Phases are a matter of time and not of correctness. A CTA waits for the others a while, and once it waited in vain it does so no more: where not all CTAs
-// run at once, because another kernel holds some SMs, the launch is only as fast as without phases.
+// Phases are a matter of time and not of correctness. A CTA waits for the others for a limited
+// time, and once that time has run out it does not wait again. Where not all CTAs run at once,
+// because another kernel holds some SMs, the launch is only as fast as without phases.
 #pragma once
 
 #include "kernels/numbers.cuh"
@@ -11,7 +13,9 @@
 
 namespace mla_fp8::phases {
 
-// Arrivals, ever. Every launch adds a multiple of its grid, so a counter that serves grids of one size only stands at a multiple of it between launches.
+// How many CTAs have ever arrived, for each grid size and slot. Every launch adds a multiple of its
+// grid. A counter serves grids of one size, so between launches it stands at a multiple of that
+// size.
 __device__ u64 arrivals[kMaxGrid + 1][kSlots];
 
 struct Barrier {

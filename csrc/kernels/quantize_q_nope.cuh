@@ -1,29 +1,35 @@
 // 1. q_val[h,m,:] = e4m3(q_nope[m,h,:] * (1 / q_scale)), where for each group g of 128 columns
 //    q_scale[h,m,g] = max(amax of |q_nope[m,h,g]|, amax_floor) / 448
 //
-// 2. Tensors   q_nope   [S,H,K]      bf16 or fp16, any s and h stride; pointer and strides aligned to the tile's load
-//              q_val    [H,M,K]      e4m3, any h and m stride; aligned to 8 bytes for the aligned tile
+// 2. Tensors   q_nope   [S,H,K]      bf16 or fp16, any s and h stride; pointer and strides aligned
+//                                    to the tile's load
+//              q_val    [H,M,K]      e4m3, any h and m stride; 8-byte aligned for the aligned tile
 //              q_scale  [H,M,K/128]  fp32, any strides (the op allocates it M-contiguous)
-//              K is a multiple of 128, S <= M. Rows S.. of both outputs are zeros; without zero_pad, M is S here.
+//              K is a multiple of 128, and S <= M. Rows from S on of both outputs are zeros;
+//              without zero_pad, M is S here.
 //
-// 3. Grid      One CTA makes 32 rows of one (head, group). Neighbouring CTAs read neighbouring groups of the same rows,
-//              so the strided reads of all CTAs in flight cover whole tokens. Past 2^31 - 1 tiles a CTA takes several.
-//              Where all rows are fewer than a tile has, a CTA has no more warps than they need.
+// 3. Grid      One CTA makes 32 rows of one (head, group). Neighbouring CTAs read neighbouring
+//              groups of the same rows, so the strided reads of all CTAs in flight cover whole
+//              tokens. Past 2^31 - 1 tiles a CTA takes several. Where all rows are fewer than a
+//              tile has, a CTA has no more warps than they need.
 //
-// 4. Warps     Up to 8, all alike, 4 rows each. 8 lanes hold a row's group as 2 x 8 elements a lane (8 l.. and 64 + 8 l..),
-//              so that each load of a warp is 4 x 128 contiguous bytes and each store 4 x 64. At most 32 registers:
-//              8 CTAs fill an SM and have 64 KB in flight, 4 times what latency x bandwidth asks for.
+// 4. Warps     Up to 8, all alike, 4 rows each. 8 lanes hold a row's group as 2 x 8 elements a lane
+//              (8 l.. and 64 + 8 l..), so that each load of a warp is 4 x 128 contiguous bytes and
+//              each store 4 x 64. At most 32 registers: 8 CTAs fill an SM and have 64 KB in flight,
+//              4 times what latency x bandwidth asks for.
 //
-// 5. Pipeline  None inside a CTA; the CTAs of an SM overlap. Which tile is whose is worked out before
-//              griddepcontrol.wait, which precedes every access to memory.
+// 5. Pipeline  None inside a CTA; the CTAs of an SM overlap. Which tile is whose is worked out
+//              before griddepcontrol.wait, which precedes every access to memory.
 //
 // 6. Shared memory  None.
 //
-// 7. Cost      Reads 2 S H K bytes, writes M H K (1 + 4 / 128); about 4 operations an element. Bound by memory.
+// 7. Cost      Reads 2 S H K bytes and writes M H K (1 + 4 / 128), with about 4 operations an
+//              element. Bound by memory.
 //
-// 8. Numerics  The amax is exact, both divisions are IEEE, the product rounds once to fp32 and once, to nearest even,
-//              to e4m3. A zero group has scale amax_floor / 448 and zeros. A NaN makes its group's scale and values
-//              NaN; an Inf makes the scale Inf, finite values zeros and Infs NaN. No other group sees it.
+// 8. Numerics  The amax is exact, both divisions are IEEE, the product rounds once to fp32 and
+//              once, to nearest even, to e4m3. A zero group has scale amax_floor / 448 and zeros. A
+//              NaN makes its group's scale and values NaN; an Inf makes the scale Inf, finite
+//              values zeros and Infs NaN. No other group sees it.
 #pragma once
 
 #include "kernels/grid.cuh"

@@ -1,4 +1,5 @@
-// What quantize_q_nope's launcher and kernel share: the tile and the kernel's argument. It has no shared memory.
+// What quantize_q_nope's launcher and kernel share: the tile and the kernel's argument. It has no
+// shared memory.
 #pragma once
 
 #include "constants.h"
@@ -13,7 +14,7 @@ inline constexpr int kThreads = 256;  // or as many warps as the rows need, if t
 inline constexpr int kTileM = kThreads / kLanesPerGroup;
 inline constexpr int kLoadBytes = 16;    // one load of the aligned tile
 inline constexpr int kStoreBytes = 8;    // one store of the aligned tile
-inline constexpr int kElementBytes = 2;  // one load of the unaligned tile, which stores single bytes
+inline constexpr int kElementBytes = 2;  // one load of the unaligned tile; it stores single bytes
 
 struct Params {
   const void* q_nope;       // [s, heads, groups * 128], bf16 or fp16

@@ -1,4 +1,5 @@
-// Types that host code, nvcc and NVRTC share. NVRTC has no <cstdint> and no <cuda.h>, so they are made here.
+// Types that host code, nvcc and NVRTC share. NVRTC has no <cstdint> and no <cuda.h>, so they are
+// made here.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -18,7 +19,8 @@ using i32 = int;
 using i64 = long long;
 static_assert(sizeof(u8) == 1 && sizeof(u16) == 2 && sizeof(u32) == 4 && sizeof(u64) == 8 && sizeof(i64) == 8);
 
-// CUtensorMap: passed to a kernel inside its __grid_constant__ Params, encoded by cuda::encode_tensor_map.
+// CUtensorMap: passed to a kernel inside its __grid_constant__ Params, encoded by
+// cuda::encode_tensor_map.
 struct alignas(128) TensorMap {
   u64 opaque[16];
 };

@@ -1,4 +1,5 @@
-// Relaxed accesses to a counter in global memory, and the SM's clock: what phases.cuh is made of. None orders other memory.
+// Relaxed accesses to a counter in global memory, and the SM's clock, for phases.cuh. None of them
+// orders other memory.
 #pragma once
 
 #include "kernels/types.h"

@@ -11,7 +11,8 @@ struct BoxOrigin {
   i32 x, y, z, u, v;
 };
 
-// Brings the box at `at` to shared memory and counts its bytes on `barrier`. Out-of-bounds elements become zeros.
+// Copies the box at `at` to shared memory and counts its bytes on `barrier`. Out-of-bounds elements
+// become zeros.
 MLA_FP8_DEVICE void cp_async_bulk_tensor_5d(void* to, const TensorMap* map, BoxOrigin at, u64* barrier) {
   asm volatile(
       "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], "
@@ -20,7 +21,8 @@ MLA_FP8_DEVICE void cp_async_bulk_tensor_5d(void* to, const TensorMap* map, BoxO
       : "memory");
 }
 
-// The same box, to L2 only: nothing of it is kept in this CTA, so it may run before griddepcontrol_wait.
+// The same box, to L2 only: nothing of it is kept in this CTA, so it may run before
+// griddepcontrol_wait.
 MLA_FP8_DEVICE void cp_async_bulk_prefetch_tensor_5d(const TensorMap* map, BoxOrigin at) {
   asm volatile("cp.async.bulk.prefetch.tensor.5d.L2.global.tile [%0, {%1, %2, %3, %4, %5}];" ::"l"(map), "r"(at.x),
                "r"(at.y), "r"(at.z), "r"(at.u), "r"(at.v));

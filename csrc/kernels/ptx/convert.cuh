@@ -1,12 +1,14 @@
-// Conversions between the formats of activations, and the packed integer maximum that finds an amax.
+// Conversions between the formats of activations, and the packed integer maximum that finds an
+// amax.
 #pragma once
 
 #include "kernels/types.h"
 
 namespace mla_fp8::ptx {
 
-// Two floats -> two e4m3, `low` in the low byte: round to nearest even, beyond +-448 (Inf too) becomes +-448, NaN stays
-// NaN. PTX names the high operand first. Used by every kernel that quantizes.
+// Two floats -> two e4m3, `low` in the low byte: round to nearest even, beyond +-448 (Inf too)
+// becomes +-448, NaN stays NaN. PTX names the high operand first. Used by every kernel that
+// quantizes.
 MLA_FP8_DEVICE u16 cvt_rn_satfinite_e4m3x2_f32(float low, float high) {
   u16 packed;
   asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(packed) : "f"(high), "f"(low));
@@ -20,14 +22,16 @@ MLA_FP8_DEVICE float cvt_f32_f16(u16 half) {
   return value;
 }
 
-// The greater of each 16-bit half. On bf16 or fp16 without their sign bits this is the greater magnitude; any NaN wins.
+// The greater of each 16-bit half. On bf16 or fp16 without their sign bits this is the greater
+// magnitude; any NaN wins.
 MLA_FP8_DEVICE u32 max_u16x2(u32 a, u32 b) {
   u32 greater;
   asm("max.u16x2 %0, %1, %2;" : "=r"(greater) : "r"(a), "r"(b));
   return greater;
 }
 
-// Two floats -> two bf16 or fp16, `low` in the low half, round to nearest even. Used by every kernel that writes them.
+// Two floats -> two bf16 or fp16, `low` in the low half, round to nearest even. Used by every
+// kernel that writes them.
 MLA_FP8_DEVICE u32 cvt_rn_bf16x2_f32(float low, float high) {
   u32 packed;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));

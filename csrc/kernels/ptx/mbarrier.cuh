@@ -28,7 +28,8 @@ MLA_FP8_DEVICE void mbarrier_arrive(u64* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 
-// True once the phase of this parity has completed; may suspend the thread for a while first. What the arrivals published is visible then.
+// True once the phase of this parity has completed; it may first suspend the thread for a while.
+// What the copies brought, and what was written before the arrivals, is visible then.
 MLA_FP8_DEVICE bool mbarrier_try_wait_parity(u64* barrier, u32 parity) {
   u32 done;
   asm volatile(

@@ -5,8 +5,8 @@
 
 namespace mla_fp8::ptx {
 
-// 16 or 8 bytes that this SM reads once: L1 is left alone. Volatile keeps a batch of them together, before its first use, and after
-// griddepcontrol_wait.
+// 16 or 8 bytes that this SM reads once, so they are not kept in L1. Volatile keeps a batch of
+// loads together, before its first use and after griddepcontrol_wait.
 MLA_FP8_DEVICE void ld_global_no_allocate_v4(u32 (&to)[4], const void* from) {
   asm volatile("ld.global.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];"
                : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
@@ -17,8 +17,9 @@ MLA_FP8_DEVICE void ld_global_no_allocate_v2(u32* to, const void* from) {
   asm volatile("ld.global.L1::no_allocate.v2.b32 {%0, %1}, [%2];" : "=r"(to[0]), "=r"(to[1]) : "l"(from));
 }
 
-// Outputs, which this launch does not read: first to leave L2. At S = 128 absorb_q takes 11.5 us so and 15.2 with plain stores, at S = 8192 506 and
-// 565 (H100). Every aligned tile.
+// Every aligned tile writes its outputs so: this launch does not read them, and they are the first
+// to leave L2. At S = 128 absorb_q takes 11.5 us with these stores and 15.2 with plain ones; at S =
+// 8192 it takes 506 and 565 (H100).
 MLA_FP8_DEVICE void st_global_cs_v4(void* to, uint4 value) {
   asm volatile("st.global.cs.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(value.x), "r"(value.y), "r"(value.z),
                "r"(value.w));

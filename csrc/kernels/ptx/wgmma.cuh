@@ -1,14 +1,17 @@
-// Warpgroup matrix multiply: four warps issue it together, it runs asynchronously, FP8 only from K-major operands.
+// Warpgroup matrix multiply. Four warps issue it together, it runs asynchronously, and FP8 operands
+// must be K-major.
 #pragma once
 
 #include "kernels/types.h"
 
 namespace mla_fp8::ptx {
 
-// No instruction: what made the value stands before this, so that no write to an A register falls between two wgmmas.
+// Not an instruction: it keeps what made the value before this point, so that no write to an A
+// register falls between two wgmmas.
 MLA_FP8_DEVICE void settle(u32& value) { asm volatile("" : "+r"(value)::"memory"); }
 
-// Orders the warpgroup's earlier writes to accumulators and A registers before the next wgmma. First of every batch.
+// Orders the warpgroup's earlier writes to accumulators and A registers before the next wgmma. It
+// comes first in every batch.
 MLA_FP8_DEVICE void wgmma_fence_sync_aligned() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 
 // Each thread's writes to shared memory become visible to wgmma; a CTA barrier follows.
@@ -17,14 +20,16 @@ MLA_FP8_DEVICE void fence_proxy_async_shared_cta() { asm volatile("fence.proxy.a
 // Closes the batch of wgmmas issued since the last one.
 MLA_FP8_DEVICE void wgmma_commit_group_sync_aligned() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
-// Waits until at most kPending batches run: after it, older accumulators and A registers may be used and shared memory refilled.
+// Waits until at most kPending batches run: after it, the older batches' accumulators and A
+// registers may be used, and the shared memory that they read may be refilled.
 template <int kPending>
 MLA_FP8_DEVICE void wgmma_wait_group_sync_aligned() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
-// d [64,128] = a [64,32] * b [128,32]^T (+ d if accumulate): e4m3, a in registers, b in shared memory. The one kind of multiply in this library:
-// every op steps through K by 32 in ascending order, so that they agree bit for bit.
+// d [64,128] = a [64,32] * b [128,32]^T (+ d if accumulate): e4m3, a in registers, b in shared
+// memory. The one kind of multiply in this library: every op steps through K by 32 in ascending
+// order, so that they agree bit for bit.
 MLA_FP8_DEVICE void wgmma_m64n128k32_f32_e4m3_e4m3(float (&d)[64], const u32 (&a)[4], u64 b_descriptor,
                                                    bool accumulate) {
   asm volatile(
@@ -49,7 +54,8 @@ MLA_FP8_DEVICE void wgmma_m64n128k32_f32_e4m3_e4m3(float (&d)[64], const u32 (&a
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b_descriptor), "r"(static_cast<i32>(accumulate)));
 }
 
-// d [64,128] = a [64,32] * b [128,32]^T (+ d if accumulate): both in shared memory. The same sums, bit for bit.
+// d [64,128] = a [64,32] * b [128,32]^T (+ d if accumulate): both in shared memory. The same sums,
+// bit for bit.
 MLA_FP8_DEVICE void wgmma_m64n128k32_f32_e4m3_e4m3_shared(float (&d)[64], u64 a_descriptor, u64 b_descriptor,
                                                           bool accumulate) {
   asm volatile(
@@ -73,7 +79,8 @@ MLA_FP8_DEVICE void wgmma_m64n128k32_f32_e4m3_e4m3_shared(float (&d)[64], u64 a_
       : "l"(a_descriptor), "l"(b_descriptor), "r"(static_cast<i32>(accumulate)));
 }
 
-// d [64,8] or [64,16] = a [64,32] * b [8 or 16,32]^T (+ d if accumulate): both in shared memory. The weights are a here: few_rows.cuh.
+// d [64,8] or [64,16] = a [64,32] * b [8 or 16,32]^T (+ d if accumulate): both in shared memory.
+// Here the weights are a (swap AB, few.cuh).
 MLA_FP8_DEVICE void wgmma_m64n8k32_f32_e4m3_e4m3_shared(float (&d)[4], u64 a_descriptor, u64 b_descriptor,
                                                         bool accumulate) {
   asm volatile(
@@ -98,7 +105,8 @@ MLA_FP8_DEVICE void wgmma_m64n16k32_f32_e4m3_e4m3_shared(float (&d)[8], u64 a_de
       : "l"(a_descriptor), "l"(b_descriptor), "r"(static_cast<i32>(accumulate)));
 }
 
-// d [64,32] = a [64,32] * b [32,32]^T (+ d if accumulate): both in shared memory. The same sums, bit for bit.
+// d [64,32] = a [64,32] * b [32,32]^T (+ d if accumulate): both in shared memory. The same sums,
+// bit for bit.
 MLA_FP8_DEVICE void wgmma_m64n32k32_f32_e4m3_e4m3_shared(float (&d)[16], u64 a_descriptor, u64 b_descriptor,
                                                          bool accumulate) {
   asm volatile(

@@ -1,24 +1,39 @@
-// FewRows. 1. out[s,h,:n] = sum over blocks k of  x_scale[k] * w_scale[n/128,k] * (e4m3(x[s,h,128 k..] / x_scale[k]) . w[h,:,128 k..]), rounded once
+// FewRows: few rows a head, with swap AB.
+//
+// 1. Formula   out[s,h,:n] = sum over blocks k of  x_scale[k] * w_scale[n/128,k]
+//                            * (e4m3(x[s,h,128 k..] / x_scale[k]) . w[h,:,128 k..]), rounded once
 //
 // 2. Tensors   as in product.h; x, q_pe and out aligned to 16 bytes.
 //
-// 3. Grid      a CTA holds kTileN columns of one head's weights and takes row tiles of kTokens rows (grid.cuh).
+// 3. Grid      A CTA holds kTileN columns of one head's weights and takes row tiles of kTokens rows
+//              (grid.cuh).
 //
-// 4. Warps     all threads load and quantize the rows, 8 a row and block, and copy q_pe; then a warpgroup multiplies its kTiles tiles of 64 weight rows
-//              by them: weights are wgmma's A, so that a thread keeps kTokens / 2 sums for 64 columns, and a CTA so little that the next launch's CTAs
-//              fit beside it and bring their weights to L2 before the wait. Lane 4 g + t of warp w has rows 16 w + g + 8 e and columns 8 b + 2 t + {0, 1}
-//              of D: sums 4 b + 2 e + {0, 1}. It stores 2 kTiles neighbouring columns a token (weight_order.h).
+// 4. Warps     All threads load and quantize the rows, 8 threads a row and block, and copy q_pe.
+//              Then each warpgroup multiplies its kTiles tiles of 64 weight rows by them. The
+//              weights are wgmma's A, so a thread keeps kTokens / 2 sums of a tile and block, and a
+//              CTA so little that the next launch's CTAs fit beside it and bring their weights to
+//              L2 before the wait. In each warpgroup the last kBlocks warps, which have the fewest
+//              rows, start the copy of one block each.
+//              Lane 4 g + t of warp w has rows 16 w + g + 8 e and columns 8 b + 2 t + {0, 1} of D,
+//              as sums 4 b + 2 e + {0, 1}. It stores 2 kTiles neighbouring columns of a token
+//              (weight_order.h).
 //
-// 5. Pipeline  barrier      producer -> consumer                   arrivals     bytes
-//              full[w][k]   copy engine -> warpgroup w             1            8192 kTiles, once a launch
-//              CTA          rows and scales written -> all read    all threads  -  (two more where a row shares a scale)
+// 5. Pipeline  barrier                 producer -> consumer              arrivals     bytes
+//              full[warpgroup][block]  copy engine -> the warpgroup      1            8192 kTiles
+//              CTA                     rows, scales written -> all read  all threads  -
+//              CTA                     all have read -> written again    all threads  -
+//              full completes once a launch. Where a row shares a scale, two more CTA barriers
+//              exchange the warps' amax and the rows' multipliers.
 //
-// 6. Shared memory   w 8192 bytes a tile and block, rows 128 kTokens a block (e4m3), both 128-byte swizzle; scales; barriers.
+// 6. Shared memory   w 8192 bytes a tile and block, rows 128 kTokens a block (e4m3), both in the
+//              128-byte swizzle; the rows' scales; amax and multipliers; barriers.
 //
-// 7. Cost      bytes: x and out once, weights once a CTA. Bound by memory, and at few rows by what surrounds a launch.
+// 7. Cost      Bytes: x and out once, weights once a CTA. Bound by memory, and at few rows by what
+//              surrounds a launch.
 //
-// 8. Numerics  the 1x128 quantization of docs/numerics.md; fp32 sums of the tensor core over 128; one fp32 product of the scales and one fused
-//              multiply-add a block, k ascending; one rounding. A zero row gives zeros; a NaN or Inf makes its own row NaN and no other.
+// 8. Numerics  The 1x128 quantization of docs/numerics.md; fp32 sums of the tensor core over 128;
+//              one fp32 product of the scales and one fused multiply-add a block, k ascending; one
+//              rounding. A zero row gives zeros; a NaN or Inf makes its own row NaN and no other.
 #pragma once
 
 #include "kernels/sm90/pe.cuh"
@@ -36,7 +51,7 @@ struct SwappedLane {
 template <class C>
 using Tokens = float[C::kTileM / 4][C::kLaneColumns];  // a lane's tokens and their columns
 
-// The warpgroup's tiles times the rows, every block scaled, k ascending.
+// The warpgroup's weight tiles times the rows. Every block of k is scaled, k ascending.
 template <class C>
 MLA_FP8_DEVICE void multiply_tokens(Tokens<C>& value, typename C::Shared& shared, int warpgroup,
                                     const float (&w_scale)[C::kBlocks], const SwappedLane& lane) {
@@ -45,8 +60,8 @@ MLA_FP8_DEVICE void multiply_tokens(Tokens<C>& value, typename C::Shared& shared
 #pragma unroll
   for (int k = 0; k < C::kBlocks; ++k) {
     wait(&shared.full[warpgroup][k], 0);
-    ptx::
-        wgmma_fence_sync_aligned();  // after every wait: a branch between it and wgmma makes the compiler run them one by one
+    // After every wait: a branch between it and wgmma makes the compiler run the wgmmas one by one.
+    ptx::wgmma_fence_sync_aligned();
 #pragma unroll
     for (int i = 0; i < C::kTiles; ++i)
       multiply_group<kTokens>(product[k][i], shared.w[warpgroup][k][i], shared.rows[k]);
@@ -67,7 +82,8 @@ MLA_FP8_DEVICE void multiply_tokens(Tokens<C>& value, typename C::Shared& shared
   }
 }
 
-// The scales of rows of 128 values, of which a lane has kLaneColumns a token: to out_row_scale and, as multipliers, to shared memory.
+// Writes the scales of rows of 128 values, of which a lane has kLaneColumns a token, to
+// out_row_scale and, as multipliers, to shared memory.
 template <class C>
 MLA_FP8_DEVICE void share_row_scales(const Product& p, typename C::Shared& shared, const Tokens<C>& value,
                                      i64 first_row, i32 head, const SwappedLane& lane) {
@@ -142,8 +158,7 @@ MLA_FP8_DEVICE void run_few(const Params& params, typename C::Shared& shared) {
   const Place at = place_of(p.heads, slices);
   const int warpgroup = threadIdx.x / kWarpgroup;
   const i32 first_column = at.slice * C::kTileN + warpgroup * C::kWarpgroupN;
-  const int own_block =
-      kWarpgroupWarps - 1 - threadIdx.x / kWarp % kWarpgroupWarps;  // the last warps have the fewest rows
+  const int own_block = kWarpgroupWarps - 1 - threadIdx.x / kWarp % kWarpgroupWarps;
   const bool is_producer = threadIdx.x % kWarp == 0 && own_block < C::kBlocks;
   const WeightPlace weights{own_block * kGroup, first_column, at.head};
   begin(is_producer, [&] {

@@ -1,9 +1,11 @@
 // Rows in registers: a 64-row tile as wgmma's A fragment, for KLoop.
 //
 // Lane 4 g + t of warp w has rows 16 w + g and 16 w + g + 8: a quad of lanes holds a whole row.
-//   A, 32 columns   words {row, row + 8} x {columns 4 t.., columns 16 + 4 t..} in the order (0,0) (1,0) (0,1) (1,1), four e4m3 each
-//   16-bit rows     columns 4 t.. and 16 + 4 t.. of every 32, in 8-byte accesses: what the lane's A words are made of
-// So nothing is exchanged between lanes on the way from 16-bit rows to the fragment but a row's amax.
+//   A, 32 columns   words {row, row + 8} x {columns 4 t.., columns 16 + 4 t..} in the order (0,0)
+//                   (1,0) (0,1) (1,1), four e4m3 each
+//   16-bit rows     columns 4 t.. and 16 + 4 t.. of every 32, in 8-byte accesses: what the lane's A
+//                   words are made of
+// So on the way from 16-bit rows to the fragment, lanes exchange nothing but a row's amax.
 #pragma once
 
 #include "kernels/numbers.cuh"
@@ -36,11 +38,13 @@ MLA_FP8_DEVICE void multiply_fragment(float (&product)[64], Fragment& fragment, 
   ptx::wgmma_wait_group_sync_aligned<0>();
 }
 
-// A block of the lane's two rows: how it comes through a stage of shared memory, or straight to registers.
+// How a block of the lane's two rows comes to registers: through a stage of shared memory, or
+// straight.
 template <class C, class Rows>
 struct FragmentSource;
 
-// 16-bit rows. In a stage, a warp has its 16 rows; pairs of vectors are exchanged by row, so that 16 lanes' 8 bytes are in 32 banks.
+// 16-bit rows. In a stage, a warp has its 16 rows. Pairs of vectors are swizzled by row, so that
+// the 8 bytes of 16 lanes lie in 32 different banks.
 template <class C>
 struct FragmentSource<C, Quantize> {
   const Product& p;
@@ -140,7 +144,7 @@ struct FragmentSource<C, Taken> {
         scale(product.x_scale + head * product.x_scale_stride[1]),
         quad(lane_quad) {}
 
-  static constexpr int kVectors = kGroup / (kQuad * kVectorBytes);  // a lane's share of a row's group
+  static constexpr int kVectors = kGroup / (kQuad * kVectorBytes);  // of a lane, in a row's group
   using Vectors = u32[kLaneRows * kVectors][4];
 
   MLA_FP8_DEVICE const u8* vector_at(i64 row, i32 block, int i) const {

@@ -1,5 +1,5 @@
-// The kernels of tiles.h for compute capability 9.0, one symbol a line: those of the op for which the including file defines
-// MLA_FP8_KERNEL_<op> as MLA_FP8_KERNEL.
+// The kernels of tiles.h for compute capability 9.0, one symbol a line: those of the op for which
+// the including file defines MLA_FP8_KERNEL_<op> as MLA_FP8_KERNEL.
 #pragma once
 
 #include "kernels/quantize_q_nope.cuh"
@@ -61,6 +61,5 @@ struct Steps<quantize_q_nope::Rows<kAlignBytes>> {
 #ifndef MLA_FP8_KERNEL_kQuantizeQNope
 #define MLA_FP8_KERNEL_kQuantizeQNope(...)
 #endif
-#define MLA_FP8_KERNEL_OF_OP(symbol, op, schedule, ctas_per_sm, ...) \
-  MLA_FP8_KERNEL_##op(symbol, schedule, ctas_per_sm)
+#define MLA_FP8_KERNEL_OF_OP(symbol, op, schedule, ctas_per_sm, ...) MLA_FP8_KERNEL_##op(symbol, schedule, ctas_per_sm)
 MLA_FP8_TILES(MLA_FP8_KERNEL_OF_OP)

@@ -1,23 +1,29 @@
-// KLoop. 1. the sums of few.cuh, for any k, and any alignment
+// KLoop: any k and any alignment.
+//
+// 1. Formula   that of few.cuh, with x_val and x_scale given for bmm
 //
 // 2. Tensors   as in product.h; x, q_pe and out aligned to 16 bytes, or to an element.
 //
-// 3. Grid      a CTA takes tiles of 64 rows a warpgroup and 128 columns of one head (grid.cuh).
+// 3. Grid      A CTA takes tiles of 64 rows a warpgroup and 128 columns of one head (grid.cuh).
 //
-// 4. Warps     kWarpgroups warpgroups, 64 rows each; the last warp's first lane also starts the copies of weights. Registers: 64 sums, 64 of a block's
-//              product, 16 of the A fragment, 32 of raw rows.
+// 4. Warps     kWarpgroups warpgroups, 64 rows each. The last warp's first lane also starts the
+//              copies of weights. Registers: 64 sums, 64 of a block's product, 16 of the A
+//              fragment, 32 of raw 16-bit rows.
 //
-// 5. Pipeline  what           producer -> consumer            arrivals      bytes
-//              full[stage]    copy engine -> all              1             16384
-//              empty[stage]   all -> the producer             1 a warp      -
-//              cp.async batch a warp -> itself (16-bit rows)  32            128 a thread, kStages batches under way
-//                             a thread -> itself (e4m3)       -             likewise
-//              k <= 128 kStages: every weight tile is loaded once and stays for all row tiles; empty is not used.
+// 5. Pipeline  barrier         producer -> consumer                arrivals  bytes
+//              full[stage]     copy engine -> all                  1         16384
+//              empty[stage]    all -> the producer                 1 a warp  -
+//              cp.async batch  a warp -> itself (16-bit rows)      32        128 a thread
+//              cp.async batch  a thread -> itself (e4m3 rows)      -         72 a thread
+//              kStages batches are under way. Where k <= 128 kStages, every weight tile is loaded
+//              once and stays for all row tiles, and empty is not used.
 //
-// 6. Shared memory   w 16384 bytes a stage, 128-byte swizzle; rows 16384 (16-bit) or 9216 (e4m3) a stage and warpgroup, none with one stage or
-//              unaligned rows: these go to registers a block at a time.
+// 6. Shared memory   w 16384 bytes a stage, 128-byte swizzle; rows 16384 (16-bit) or 9216 (e4m3) a
+//              stage and warpgroup. With one stage, or with unaligned rows, there are no rows in
+//              shared memory: they go to registers a block at a time.
 //
-// 7. Cost      bytes: x and out once; weights once a CTA if they stay, else once a row tile, from L2.
+// 7. Cost      Bytes: x and out once; weights once a CTA if they stay, else once a row tile, from
+//              L2.
 //
 // 8. Numerics  those of few.cuh, bit for bit, whatever the grid and the number of stages.
 #pragma once
@@ -84,7 +90,8 @@ struct Ring {
   }
 };
 
-// The multiplier of a row of 128 values, which a quad of lanes holds, and its scale to out_row_scale.
+// The multiplier of a row of 128 values, which a quad of lanes holds. Its scale goes to
+// out_row_scale.
 MLA_FP8_DEVICE float store_row_scale(const Product& p, const float (&value)[kChunkN / kQuad], i64 row, i32 head,
                                      int quad) {
   float amax = 0;
@@ -96,7 +103,8 @@ MLA_FP8_DEVICE float store_row_scale(const Product& p, const float (&value)[kChu
   return group_multiplier(scale);
 }
 
-// The warpgroup's 64 rows and 128 columns, of which a lane has rows `row` and row + 8; and its share of their q_pe.
+// Stores the warpgroup's 64 rows and 128 columns, of which a lane has rows `row` and row + 8, and
+// its share of the rows' q_pe.
 template <class C>
 MLA_FP8_DEVICE void store_sums(const Product& p, const Place& at, i32 first_column, i64 row, const float (&sums)[64]) {
   const LanePlace lane = lane_place();

@@ -5,7 +5,8 @@
 
 namespace mla_fp8::sm90 {
 
-// A lane's first row of a tile of 64, the other is 8 below; and its place in the quad that holds them.
+// A lane's first row of a tile of 64, while the other one is 8 below; and the lane's place in the
+// quad that holds them.
 struct LanePlace {
   int row, quad;
 };

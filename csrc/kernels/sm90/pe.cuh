@@ -1,7 +1,7 @@
 // absorb_q's last columns: q_pe copied, or quantized by the output's scale, beside the latent.
 //
-// A row tile's q_pe is cut into chunks of 8 columns. The column tiles of a head share them: slice i of n takes chunks
-// kThreads (i + j n) + thread, j = 0, 1, ...
+// A row tile's q_pe is cut into chunks of 8 columns. The column tiles of a head share them: slice i
+// of n takes chunks kThreads (i + j n) + thread, j = 0, 1, ...
 #pragma once
 
 #include "kernels/sm90/store.cuh"
@@ -26,7 +26,8 @@ MLA_FP8_DEVICE void load_vector(u32 (&to)[4], const u16* from) {
   }
 }
 
-// The q_pe of a CTA's, or a warpgroup's, row tiles of kRows. kOutBytes as a store's: an output element's, 0: p.out_dtype says.
+// The q_pe of row tiles of kRows, which a CTA's or a warpgroup's kThreads threads copy. kOutBytes
+// is as in a store: the bytes of an output element, or 0 where p.out_dtype says it at run time.
 template <int kRows, int kThreads, bool kAligned, int kOutBytes>
 struct Pe {
   const Product& p;
@@ -84,7 +85,7 @@ struct Pe {
     store_encoded(chunk);
   }
 
-  // From the j-th chunk on, those that nobody brought before.
+  // From the j-th chunk on: those that were not loaded ahead.
   MLA_FP8_DEVICE void copy_from(u32 first_row, i32 j) const {
     for (; (slice + j * slices) * kThreads < kRows * static_cast<i32>(p.pe / 8); ++j) store(load(first_row, j));
   }

@@ -1,7 +1,9 @@
-// Rows on their way to shared memory, where wgmma reads them: quantized once for all warpgroups of a CTA.
+// Rows on their way to shared memory, where wgmma reads them: quantized once for all warpgroups of
+// a CTA.
 //
-// Eight threads hold a row's group of 128, 16 elements each: columns 8 t.. and 64 + 8 t... The tile is [rows][128] e4m3 under the
-// 128-byte swizzle, as the weights are. Rows past the end are zeros.
+// Eight threads hold a row's group of 128, 16 elements each: those from columns 8 t and 64 + 8 t
+// on, 8 each. The tile is [rows][128] e4m3 under the 128-byte swizzle, as the weights are. Rows
+// past the end are zeros.
 #pragma once
 
 #include "kernels/numbers.cuh"
@@ -32,7 +34,8 @@ MLA_FP8_DEVICE void load_part(RowPart& part, const u16* from, int lane, bool exi
   }
 }
 
-// The same to the thread's own place in shared memory, in its open batch of copies. `from` may be read in any case.
+// The same, to the thread's own place in shared memory, as part of its open batch of copies. `from`
+// must be readable even where the row does not exist.
 template <int kThreads>
 MLA_FP8_DEVICE void copy_part(u8 (&to)[2][kThreads][kVectorBytes], const u16* from, int lane, bool exists) {
 #pragma unroll
@@ -48,7 +51,8 @@ MLA_FP8_DEVICE void take_part(RowPart& part, const u8 (&from)[2][kThreads][kVect
   }
 }
 
-// The 1x128 quantization of docs/numerics.md: the row's values to `tile`, its scale to `scale`. All lanes of a warp call it.
+// The 1x128 quantization of docs/numerics.md: the row's values go to `tile`, its scale to `scale`.
+// All lanes of a warp call it.
 template <class Element>
 MLA_FP8_DEVICE void quantize_part_as(u8* tile, float* scale, const RowPart& part, int row, int lane) {
   u32 packed[4];

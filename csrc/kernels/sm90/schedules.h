@@ -1,11 +1,16 @@
-// The schedules of a product on Hopper, composed of a row source and a store: what the tile table, the launcher and the
-// kernels know of each. Its tiles, threads and shared memory stand here, its steps in few.cuh, shared.cuh and kloop.cuh.
+// The schedules of a product on Hopper, composed of a row source and a store: what the tile table,
+// the launcher and the kernels know of each. Their tiles, threads and shared memory are defined
+// here, their steps in few.cuh, shared.cuh and kloop.cuh.
 //
-//   FewRows     few rows: weights are wgmma's A, the rows its B (swap AB), so that 8 to 32 rows waste nothing
-//   SharedRows  rows are brought to shared memory once for all warpgroups of a CTA; in phases, all CTAs read, then all write
-//   KLoop       any k: rows go to registers, weights through a ring of stages that keeps them if all of k fits
+//   FewRows     few rows: weights are wgmma's A and the rows its B (swap AB), so that 8 to 32 rows
+//               waste nothing
+//   SharedRows  rows are brought to shared memory once for all warpgroups of a CTA; in phases, all
+//               CTAs read, then all write
+//   KLoop       any k: rows go to registers, and weights through a ring of stages, which keeps them
+//               if all of k fits
 //
-// A row source says how 128 columns of a row become e4m3 and a scale; a store, what becomes of the sums.
+// A row source says how 128 columns of a row become e4m3 and a scale; a store, what becomes of the
+// sums.
 #pragma once
 
 #include "kernels/sm90/weight_order.h"
@@ -15,7 +20,8 @@ namespace mla_fp8::sm90 {
 
 inline constexpr int kWarp = 32;
 inline constexpr int kWarpgroup = kWarp * kWarpgroupWarps;  // threads
-inline constexpr int kGroup = kScaleGroup;  // of k: one scale; 128 bytes of e4m3, the swizzle's width
+// Of k: one scale, and 128 bytes of e4m3, which is the swizzle's width.
+inline constexpr int kGroup = kScaleGroup;
 inline constexpr int kChunkN = kScaleGroup;  // of n: one row of scale blocks
 inline constexpr int kWeightTileBytes = kChunkN * kGroup;
 inline constexpr int kParts = 8;  // threads that quantize a row's group
@@ -28,7 +34,8 @@ struct Params {
   u32 phase_slot;  // of phases.cuh
 };
 
-// Row sources. Room is left for two more: TwoPlanes, 16-bit rows as two e4m3 terms, and Combined, split-KV partials.
+// Row sources. Room is left for two more: TwoPlanes (16-bit rows as two e4m3 terms) and Combined
+// (split-KV partials).
 struct Quantize {  // 16-bit rows, quantized in 1x128 groups (docs/numerics.md)
   static constexpr int kInBytes = 2;
 };
@@ -36,7 +43,8 @@ struct Taken {  // e4m3 rows with their scales
   static constexpr int kInBytes = 1;
 };
 
-// Stores. kOutBytes: an output element's, 0: the product's dtype says so when the kernel runs.
+// Stores. kOutBytes is the bytes of an output element, or 0 where the product's dtype says it at
+// run time.
 template <int kOutBytes_>
 struct Latent {  // absorb_q: one dtype or one scale, q_pe copied beside
   static constexpr int kOutBytes = kOutBytes_;
@@ -61,7 +69,9 @@ struct Schedule {
   static constexpr int kWarpgroups = kWarpgroups_;
   static constexpr int kThreads = kWarpgroups * kWarpgroup;
   static constexpr int kOutBytes = Store::kOutBytes;
-  static constexpr int kLaneColumns = kOutBytes == 1 ? 16 : 8;  // neighbours that a lane stores at once: 16 bytes, or 8
+  // Neighbouring columns that a lane stores at once: 16 bytes, or 8 where kOutBytes is 0 and out is
+  // e4m3.
+  static constexpr int kLaneColumns = kOutBytes == 1 ? 16 : 8;
   static constexpr int kAlignBytes = kVectorBytes;  // of activation pointers and strides
   static constexpr bool kPersistent = true;  // keeps its weights for all row tiles that it takes
   static constexpr bool kLeavesRoom = false;  // the next launch's CTAs fit beside its own
@@ -89,8 +99,8 @@ struct FewRows : Schedule<Rows, Store, kWarpgroups_> {
   static_assert(kBlocks <= kWarpgroupWarps);  // a warp starts one block's copy
 
   struct Shared {
-    alignas(
-        1024) u8 w[kWarpgroups_][kBlocks][kTiles][kWgmmaM * kGroup];  // 128-byte swizzle: it repeats every 1024 bytes
+    // In the 128-byte swizzle, which repeats every 1024 bytes.
+    alignas(1024) u8 w[kWarpgroups_][kBlocks][kTiles][kWgmmaM * kGroup];
     alignas(1024) u8 rows[kBlocks][kTokens * kGroup];  // e4m3, likewise
     float scale[kBlocks][kTokens];
     float amax[Store::kRowScale ? Base::kThreads / kWarp : 1][kTokens];  // of each warp's columns
@@ -100,8 +110,9 @@ struct FewRows : Schedule<Rows, Store, kWarpgroups_> {
   static_assert(sizeof(Shared) <= kMaxSharedBytes);
 };
 
-// 64 rows for all warpgroups, each of which makes kChunks times kColumns of their columns; k is kBlocks groups. kAhead: stages of
-// shared memory through which the next rows come, 0: registers. kPhased: 1 or 0.
+// 64 rows for all warpgroups, each of which makes kChunks times kColumns of their columns; k is
+// kBlocks groups. kAhead is the number of stages of shared memory through which the next rows come,
+// or 0 where they come through registers. kPhased is 1 or 0.
 template <class Rows, class Store, int kWarpgroups_, int kChunks_, int kColumns_, int kBlocks_, int kAhead_,
           int kPhased_ = 0>
 struct SharedRows : Schedule<Rows, Store, kWarpgroups_> {
@@ -116,33 +127,40 @@ struct SharedRows : Schedule<Rows, Store, kWarpgroups_> {
   static constexpr bool kPhased = kPhased_ != 0;
   static constexpr WeightOrder kOrder = lane_order(Base::kLaneColumns);
 
-  static constexpr int kSlotRows = Base::kThreads / kParts;  // rows of a block that all threads bring at once
+  // Rows of a block that all threads bring at once.
+  static constexpr int kSlotRows = Base::kThreads / kParts;
   static constexpr int kSlots = kTileM * kBlocks / kSlotRows;  // of a thread
   static_assert(kTileM % kSlotRows == 0 && kChunkN % kColumns == 0 && kStages <= Base::kThreads / kWarp);
 
-  // Of a row tile: e4m3 rows, their scales, and in phases q_pe as it will be stored, 8 columns a thread and slot.
+  // What is kept of a row tile: the e4m3 rows, their scales, and in phases q_pe as it will be
+  // stored, 8 columns a thread.
   static constexpr int kRowsBytes = kTileM * kK, kScaleBytes = kTileM * kBlocks * 4;
-  static constexpr int kPeSlots =
-      kTileN / Base::kThreads > 1 ? kTileN / Base::kThreads : 1;  // of a thread, 64 of 512 columns
+  // Chunks of q_pe that a thread copies where q_pe has 64 columns and n is 512.
+  static constexpr int kPeSlots = kTileN / Base::kThreads > 1 ? kTileN / Base::kThreads : 1;
   static constexpr int kPeWords = !kPhased ? 0 : Base::kOutBytes == 1 ? 2 : 4;  // of a thread
   static constexpr int kPeBytes = 4 * kPeWords * Base::kThreads;
   static constexpr int kWithoutPe = kRowsBytes + kScaleBytes;
-  static constexpr int kTilesBytes = kPhased ? 114 * 1024 : 2 * kWithoutPe;  // in phases, what else is left
+  // Two row tiles, or in phases all that the rest of Shared leaves.
+  static constexpr int kTilesBytes = kPhased ? 114 * 1024 : 2 * kWithoutPe;
   static constexpr int kBuffers = kTilesBytes / kWithoutPe, kBuffersWithPe = kTilesBytes / (kWithoutPe + kPeBytes);
 
   struct Shared {
-    alignas(1024) u8 w[kStages][kWeightTileBytes];  // column tile major, then block; 128-byte swizzle
-    alignas(1024) u8 tiles[kTilesBytes];  // rows of every buffer, 128-byte swizzle; then scales; then q_pe
+    // Tiles of 128 x 128, block by block for each 128 columns; 128-byte swizzle.
+    alignas(1024) u8 w[kStages][kWeightTileBytes];
+    // The rows of every kept tile, 128-byte swizzle; then their scales; then their q_pe.
+    alignas(1024) u8 tiles[kTilesBytes];
     alignas(16)
         u8 ahead[kAhead == 0 ? 1 : kAhead][kAhead == 0 ? 1 : kSlots][2][kAhead == 0 ? 1 : Base::kThreads][kVectorBytes];
     alignas(16) u8 pe_ahead[kPhased ? kAhead : 1][kPhased ? Base::kThreads : 1][kVectorBytes];
-    float amax[2][Store::kRowScale ? kWarpgroups_ : 1][Store::kRowScale ? kTileM : 1];  // of each warpgroup's columns
+    // Of each warpgroup's columns.
+    float amax[2][Store::kRowScale ? kWarpgroups_ : 1][Store::kRowScale ? kTileM : 1];
     u64 full[kStages];
   };
   static_assert(sizeof(Shared) <= kMaxSharedBytes);
 };
 
-// 64 rows a warpgroup and 128 columns; kStages weight tiles; kOnlyK: the only k, 0: any multiple of 128.
+// 64 rows a warpgroup and 128 columns; kStages weight tiles. kOnlyK is the only k that it takes, or
+// 0 for any multiple of 128.
 template <class Rows, class Store, int kWarpgroups_, int kStages_, int kAlignBytes_, int kOnlyK = 0>
 struct KLoop : Schedule<Rows, Store, kWarpgroups_> {
   using Base = Schedule<Rows, Store, kWarpgroups_>;
@@ -157,7 +175,8 @@ struct KLoop : Schedule<Rows, Store, kWarpgroups_> {
   static constexpr WeightOrder kOrder = lane_order(Base::kLaneColumns);
   static_assert(kBlocks <= kStages);
 
-  // A warpgroup's 64 x 128 rows as 16-byte vectors, and their scales if they come with any. No other warp reads them.
+  // A warpgroup's 64 x 128 rows as 16-byte vectors, and their scales if they come with any. No
+  // other warp reads them.
   struct Stage {
     static constexpr int kThreads = kStaged ? kWarpgroup : 1;
     alignas(16) u8 vector[Rows::kInBytes * kGroup * kWgmmaM / kWarpgroup / kVectorBytes][kThreads][kVectorBytes];

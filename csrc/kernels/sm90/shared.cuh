@@ -1,22 +1,37 @@
-// SharedRows. 1. the sums of few.cuh, for some or many rows
+// SharedRows: some or many rows a head, quantized once for all warpgroups of a CTA.
+//
+// 1. Formula   that of few.cuh
 //
 // 2. Tensors   as in product.h; x, q_pe and out aligned to 16 bytes.
 //
-// 3. Grid      a CTA holds kTileN columns of one head's weights and takes row tiles of 64 rows (grid.cuh), kBurst of them at a time.
+// 3. Grid      A CTA holds kTileN columns of one head's weights and takes row tiles of 64 rows
+//              (grid.cuh): one at a time, or with phases a burst of them, as many as are kept.
 //
-// 4. Warps     all threads bring the rows, 8 a row and block, each what it quantizes itself, the next while the present ones are worked on; then a
-//              warpgroup multiplies, scales and stores its kChunks times kColumns columns. q_pe goes through registers, a row tile ahead.
-//              Registers: kBlocks kColumns / 2 accumulators.
+// 4. Warps     All threads bring the rows, 8 threads a row and block. Each brings what it quantizes
+//              itself, and the next rows come while the present ones are worked on. Then each
+//              warpgroup multiplies, scales and stores its kChunks times kColumns columns. Without
+//              phases q_pe comes through registers, two row tiles ahead; with phases it comes
+//              through the ring in shared memory, as the rows do. kStages warps start the copy of
+//              one weight tile each. Registers: kBlocks kColumns / 2 accumulators.
 //
-// 5. Pipeline  barrier         producer -> consumer                      arrivals      bytes
-//              full[c][k]      copy engine -> all                        1             16384, once a launch
-//              cp.async batch  a thread -> itself                        -             32 a slot, kAhead batches under way
-//              CTA             a burst's rows and scales written -> read all threads   -; two buffers in turn, so one barrier a tile without phases
-//              CTA, phase      a burst's rows read -> written again      all threads   -; with phases (phases.cuh)
+// 5. Pipeline  barrier         producer -> consumer                 arrivals     bytes
+//              full[tile]      copy engine -> its warpgroups        1            16384
+//              cp.async batch  a thread -> itself                   -            32 kSlots a thread
+//              CTA             rows, scales written -> all read     all threads  -
+//              phase           a burst stored -> the next fetched   all CTAs     -
+//              full completes once a launch; a tile is 128 columns and one block of k.
+//              kAhead batches of a row tile each are under way. With phases a batch also has 16
+//              bytes of q_pe a thread. With kAhead = 0 rows come to registers, one row tile ahead.
+//              Without phases two buffers of rows alternate, so that one CTA barrier a row tile is
+//              enough. With phases the phase barrier (phases.cuh) is also a CTA barrier: a burst's
+//              rows have been read before they are written again. Where a row shares a scale, one
+//              more CTA barrier exchanges the warpgroups' amax.
 //
-// 6. Shared memory   w 16384 bytes a tile of 128 x 128; rows 8192 a block, scales 256, of two row tiles or of a burst, then its q_pe; what is ahead.
+// 6. Shared memory   w 16384 bytes a tile of 128 x 128; the kept row tiles, two without phases and
+//              a burst with them, each with 8192 bytes of rows a block, 256 of scales a block and,
+//              in phases, its q_pe; what is ahead; amax; barriers.
 //
-// 7. Cost      bytes: x and out once, weights once a CTA. Bound by memory.
+// 7. Cost      Bytes: x and out once, weights once a CTA. Bound by memory.
 //
 // 8. Numerics  those of few.cuh, bit for bit.
 #pragma once
@@ -32,7 +47,8 @@ namespace mla_fp8::sm90 {
 template <class C>
 using PeOf = Pe<C::kTileM, C::kThreads, true, C::kOutBytes>;
 
-// A thread's share of the row tiles to come: in its own places of a ring in shared memory, or, if kAhead is 0, in registers.
+// A thread's share of the row tiles to come: in its own places of a ring in shared memory, or in
+// registers if kAhead is 0. With phases, q_pe comes through the same ring.
 template <class C>
 struct RowsAhead {
   const Product& p;
@@ -80,7 +96,8 @@ struct RowsAhead {
     for (int i = 0; i < C::kUnderWay; ++i) fetch(first_row + u64{1} * i * step, end);
   }
 
-  // Waits for the oldest tile; its rows are in `part`. Those in registers are fetched over after quantize_to().
+  // Waits for the oldest tile, whose rows are then in `part`. With kAhead = 0 the next tile is
+  // fetched into the same registers, after quantize_to().
   MLA_FP8_DEVICE void take(u32 (&pe_word)[4]) {
     if constexpr (C::kAhead != 0) {
       ptx::cp_async_wait_group<C::kAhead - 1>();
@@ -100,7 +117,8 @@ struct RowsAhead {
   }
 };
 
-// With phases: how often a CTA reads and writes, the same in every CTA, and row tiles each time.
+// With phases: how often a CTA reads and then writes, which is the same in every CTA, and how many
+// row tiles each time.
 struct Bursts {
   u32 count, tiles;
 };
@@ -113,7 +131,8 @@ MLA_FP8_DEVICE Bursts bursts_of(u32 s, const Place& at, u32 most) {
   return {count, (most_tiles + count - 1) / count};
 }
 
-// The row tiles that a CTA keeps in shared memory: the rows of all, their scales, their q_pe as it will be stored.
+// The row tiles that a CTA keeps in shared memory: the rows of all tiles, then their scales, then
+// their q_pe as it will be stored.
 template <class C>
 struct Tiles {
   u8* bytes;
@@ -133,7 +152,8 @@ struct Tiles {
 template <class C>
 using LaneValues = float[kLaneRows][C::kColumns / kQuad];
 
-// The scales of rows of 128 values, of which a lane has kColumns / 4: to out_row_scale, and their reciprocals to `multiplier`.
+// Writes the scales of rows of 128 values, of which a lane has kColumns / 4, to out_row_scale, and
+// their reciprocals to `multiplier`.
 template <class C>
 MLA_FP8_DEVICE void share_row_scales(const Product& p, typename C::Shared& shared, const LaneValues<C>& value,
                                      float (&multiplier)[kLaneRows], u32 first_row, int buffer, i32 head,
@@ -212,7 +232,7 @@ MLA_FP8_DEVICE void multiply_and_store(const Product& p, typename C::Shared& sha
   });
 }
 
-// q_pe of the next row tiles in registers: without phases, two tiles ahead.
+// Without phases: the q_pe of the next two row tiles, in registers.
 template <class C>
 struct PeAhead {
   const PeOf<C>& pe;
@@ -252,7 +272,8 @@ MLA_FP8_DEVICE void read_w_scales(float (&w_scale)[C::kChunks][C::kBlocks], cons
   }
 }
 
-// A row tile from what is ahead to its place among the kept: quantized, and in phases its q_pe as it will be stored.
+// Moves a row tile from what is ahead to its place among the kept tiles: its rows quantized, and in
+// phases its q_pe as it will be stored.
 template <class C>
 MLA_FP8_DEVICE void keep_tile(RowsAhead<C>& rows, const Tiles<C>& kept, int tile, u64 next_row, u32 end) {
   u32 pe_word[4];
@@ -270,7 +291,7 @@ MLA_FP8_DEVICE void keep_tile(RowsAhead<C>& rows, const Tiles<C>& kept, int tile
   }
 }
 
-// The kept q_pe of a row tile, and what of it nobody brought before.
+// Stores the q_pe that is kept of a row tile; copy_from() brings the rest.
 template <class C>
 MLA_FP8_DEVICE void store_kept_pe(const PeOf<C>& pe, const Tiles<C>& kept, int tile, u32 first_row) {
   PeChunk chunk = pe.place(first_row, 0);
@@ -313,7 +334,8 @@ MLA_FP8_DEVICE void run_shared(const Params& params, typename C::Shared& shared)
     rows.start(first_row, step, s);
     if (rows.has_pe) pe_ahead.fetch(0, first_row), pe_ahead.fetch(1, first_row + u64{1} * step);
   }
-  const int column = threadIdx.x / kWarpgroup * (C::kChunks * C::kColumns);  // the warpgroup's first
+  // The warpgroup's first.
+  const int column = threadIdx.x / kWarpgroup * (C::kChunks * C::kColumns);
   float w_scale[C::kChunks][C::kBlocks];
   read_w_scales<C>(w_scale, p, at.head, first_column + column);
   pe.multiplier = read_multiplier<typename C::Store>(p);

@@ -22,8 +22,8 @@ struct Bf16OrFp16 {
   }
 };
 
-// Calls use(element) with what an output element is: E4m3, Bf16 or Fp16. One branch, so that no store has one; without
-// kOneFormat 16-bit elements are Bf16OrFp16.
+// Calls use(element) with what an output element is: E4m3, Bf16 or Fp16. It branches once, so that
+// no store has to; without kOneFormat, 16-bit elements are Bf16OrFp16.
 template <class Store, bool kOneFormat, class Use>
 MLA_FP8_DEVICE void with_output(const Product& p, const Use& use) {
   const bool is_fp16 = Store::kFp16 && p.x_dtype == Dtype::kFp16;
@@ -40,7 +40,8 @@ MLA_FP8_DEVICE void with_output(const Product& p, const Use& use) {
   }
 }
 
-// 1 / out_scale, for e4m3 with one scale. A division, so not before the first loads are on their way.
+// 1 / out_scale, for e4m3 with one scale. It is a division, so it is called once the first loads
+// are under way.
 template <class Store>
 MLA_FP8_DEVICE float read_multiplier(const Product& p) {
   return Store::kOutBytes != 2 && p.out_scale != nullptr ? __frcp_rn(*p.out_scale) : 1.0f;
@@ -76,7 +77,8 @@ MLA_FP8_DEVICE void store_words(u8* to, const u32* word) {
   }
 }
 
-// kCount neighbouring values to the output's element `at`, if they exist: e4m3 after a multiplication.
+// Stores kCount neighbouring values from the output's element `at` on, if they exist. For e4m3 they
+// are first multiplied by `multiplier`.
 template <bool kAligned, int kCount, class Element>
 MLA_FP8_DEVICE void store_values(Element element, void* out, i64 at, const float* value, float multiplier,
                                  bool exists) {

@@ -1,10 +1,13 @@
-// The tiles that are compiled for compute capability 9.0, one line each. From a line come the kernel's symbol and launch
-// bounds (kernels.cuh) and its row of the table that select_config chooses from (config/tile.h). What follows from a
-// schedule's arguments stands in schedules.h; no tile constant stands anywhere else.
+// The tiles that are compiled for compute capability 9.0, one line each. From a line come the
+// kernel's symbol and launch bounds (kernels.cuh) and its row of the table that select_config
+// chooses from (config/tile.h). What follows from a schedule's arguments stands in schedules.h; no
+// tile constant stands anywhere else.
 //
-// X(symbol, op, (schedule), CTAs an SM, and the model's µs: start of a launch, an SM's first tile, its next ones)
+// X(symbol, op, (schedule), CTAs an SM, and the model's µs: start of a launch, an SM's first tile,
+// its next ones)
 //   FewRows<rows, store, tokens, warpgroups, tiles of 64 columns a warpgroup, blocks of k>
-//   SharedRows<rows, store, warpgroups, chunks a warpgroup, columns a chunk, blocks of k, ahead, in phases>
+//   SharedRows<rows, store, warpgroups, chunks a warpgroup, columns a chunk, blocks of k, ahead,
+//              in phases>
 //   KLoop<rows, store, warpgroups, stages, alignment, the only k>
 #pragma once
 

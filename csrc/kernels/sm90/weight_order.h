@@ -1,5 +1,6 @@
-// The order in which the copy engine brings a head's weight rows to shared memory. The launcher makes the tensor map from
-// it, the kernels name their boxes by it, and static_asserts hold it against what each schedule's lanes expect.
+// The order in which the copy engine brings a head's weight rows to shared memory. The launcher
+// makes the tensor map from it, the kernels name their boxes by it, and static_asserts hold it
+// against what each schedule's lanes expect.
 #pragma once
 
 #include "kernels/types.h"
@@ -11,8 +12,8 @@ inline constexpr int kWarpRows = 8;  // rows of D that a warp's quads hold at on
 inline constexpr int kWarpgroupWarps = 4;
 inline constexpr int kWgmmaM = 64;  // rows of wgmma's A
 
-// A tensor map has dims [K, x, y, z, head], where a weight row is stride[0] x + stride[1] y + stride[2] z. A row that is a
-// multiple of stride[2] begins at z = row / stride[2].
+// A tensor map has dims [K, x, y, z, head], where a weight row is stride[0] x + stride[1] y +
+// stride[2] z. A row that is a multiple of stride[2] begins at z = row / stride[2].
 struct WeightOrder {
   int extent[2];  // of x and y; of z rows / stride[2]
   int stride[3];  // in rows
@@ -25,18 +26,20 @@ struct WeightOrder {
   }
 };
 
-// For schedules whose weights are wgmma's B: a lane's accumulators are kColumns neighbouring output columns.
+// For schedules whose weights are wgmma's B: a lane's accumulators are kColumns neighbouring output
+// columns.
 MLA_FP8_HOST_DEVICE constexpr WeightOrder lane_order(int columns) {
   return {{2, kQuad}, {1, columns, 2}, {2, kQuad, columns / 2}};
 }
 
-// For schedules with swapped operands, where weights are wgmma's A: a box is one tile of 64 rows, of kTiles a warpgroup.
+// For schedules that swap AB, where weights are wgmma's A: a box is one tile of 64 rows, and a
+// warpgroup has kTiles of them.
 MLA_FP8_HOST_DEVICE constexpr WeightOrder swap_ab_order(int tiles) {
   return {{kWarpRows, 2 * tiles}, {2 * tiles, 1, 2 * tiles * kWarpRows}, {kWarpRows, 2, kWarpgroupWarps}};
 }
 
-// wgmma's D gives lane t of a quad the columns 8 j + 2 t + {0, 1}. They are to be the output's columns L t + 2 j + {0, 1}
-// of every 4 L.
+// wgmma's D gives lane t of a quad the columns 8 j + 2 t + {0, 1}. They are to be the output's
+// columns L t + 2 j + {0, 1} of every 4 L.
 MLA_FP8_HOST_DEVICE constexpr bool gives_lanes_neighbours(int columns) {
   const WeightOrder order = lane_order(columns);
   for (int i = 0; i < order.box_rows(); ++i) {
@@ -47,8 +50,9 @@ MLA_FP8_HOST_DEVICE constexpr bool gives_lanes_neighbours(int columns) {
 }
 static_assert(gives_lanes_neighbours(8) && gives_lanes_neighbours(16));
 
-// wgmma's D gives lane 4 g + t of warp w the rows 16 w + g + {0, 8} of each tile. Tile i's are to be the output's columns
-// L (8 w + g) + 2 i + {0, 1} of the warpgroup's, L = 2 tiles. Box i begins at y = 2 i.
+// wgmma's D gives lane 4 g + t of warp w the rows 16 w + g + {0, 8} of each tile. Tile i's are to
+// be the output's columns L (8 w + g) + 2 i + {0, 1} of the warpgroup's, L = 2 tiles. Box i begins
+// at y = 2 i.
 MLA_FP8_HOST_DEVICE constexpr bool gives_swapped_lanes_neighbours(int tiles) {
   const WeightOrder order = swap_ab_order(tiles);
   for (int i = 0; i < kWgmmaM * tiles; ++i) {

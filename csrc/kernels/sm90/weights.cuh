@@ -1,4 +1,5 @@
-// Weights in shared memory: how the copy engine brings them in a schedule's order of rows, and how wgmma reads them.
+// Weights in shared memory: how the copy engine brings them in a schedule's order of rows, and how
+// wgmma reads them.
 #pragma once
 
 #include "kernels/grid.cuh"
@@ -21,13 +22,14 @@ MLA_FP8_DEVICE u64 descriptor_of(const u8* tile) {
          kSwizzle128B;
 }
 
-// Where in the weights kRows rows begin: column k, row n of a head. They come as boxes of Schedule::kOrder.
+// Where in the weights kRows rows begin: column k, row n of a head. They come as boxes of
+// Schedule::kOrder.
 struct WeightPlace {
   i32 k, n, head;
 };
 
-// The boxes of kRows rows, in the order of shared memory. A box of swapped operands interleaves with its neighbours, so that
-// all of a warpgroup's begin at the same row; others lie one after the other.
+// The boxes of kRows rows, in the order of shared memory. With swap AB the boxes of a warpgroup
+// interleave, so that all of them begin at the same row; otherwise they lie one after the other.
 template <class Schedule, int kRows, class Use>
 MLA_FP8_DEVICE void for_boxes(const WeightPlace& at, const Use& use) {
   constexpr WeightOrder kOrder = Schedule::kOrder;
@@ -58,8 +60,9 @@ MLA_FP8_DEVICE void load_weights(const Params& params, const WeightPlace& at, u8
   });
 }
 
-// d [64,kN] = a times b's transpose over one group, both in shared memory: between wgmma_fence and wgmma_commit_group. The same
-// sums, bit for bit, whatever kN is and whichever operand the weights are.
+// d [64,kN] = a times b's transpose over one group, both in shared memory. It is called between
+// wgmma_fence and wgmma_commit_group. The sums are the same, bit for bit, whatever kN is and
+// whichever operand the weights are.
 template <int kN>
 MLA_FP8_DEVICE void multiply_group(float (&d)[kN / 2], const u8* a, const u8* b) {
   const u64 a_descriptor = descriptor_of(a), b_descriptor = descriptor_of(b);
