@@ -131,6 +131,29 @@ MLA_FP8_DEVICE void store_sums(const Product& p, const Place& at, i32 first_colu
   });
 }
 
+// The rows to come, a block at a time, through the stages of shared memory.
+template <class C>
+struct FragmentsAhead {
+  const FragmentSource<C, typename C::Rows>& source;
+  typename C::Shared& shared;
+  i64 lane_row, row_tile, row_step, row_tiles;
+  i32 blocks, block = 0;
+
+  // The next block to `stage`, if there is one; a batch of copies in any case.
+  MLA_FP8_DEVICE void fetch(int stage) {
+    if constexpr (C::kStaged) {
+      if (row_tile < row_tiles) {
+        source.fetch(shared.stage[stage][threadIdx.x / kWarpgroup], row_tile * C::kTileM + lane_row, block);
+        if (++block == blocks) {
+          block = 0;
+          row_tile += row_step;
+        }
+      }
+      ptx::cp_async_commit_group();
+    }
+  }
+};
+
 template <class C>
 MLA_FP8_DEVICE void run_kloop(const Params& params, typename C::Shared& shared) {
   constexpr int kStages = C::kStages;
@@ -150,21 +173,8 @@ MLA_FP8_DEVICE void run_kloop(const Params& params, typename C::Shared& shared) 
   const LanePlace lane = lane_place();
   const i64 lane_row = warpgroup * kWgmmaM + lane.row;
   const FragmentSource<C, typename C::Rows> source(p, at.head, lane.quad);
-  i64 fetched_tile = at.row_tile;
-  i32 fetched_block = 0;
-  const auto fetch = [&](int stage) {
-    if constexpr (C::kStaged) {
-      if (fetched_tile < row_tiles) {
-        source.fetch(shared.stage[stage][warpgroup], fetched_tile * C::kTileM + lane_row, fetched_block);
-        if (++fetched_block == all_blocks) {
-          fetched_block = 0;
-          fetched_tile += at.row_step;
-        }
-      }
-      ptx::cp_async_commit_group();
-    }
-  };
-  for (int stage = 0; stage < kStages; ++stage) fetch(stage);
+  FragmentsAhead<C> ahead{source, shared, lane_row, at.row_tile, at.row_step, row_tiles, all_blocks};
+  for (int stage = 0; stage < kStages; ++stage) ahead.fetch(stage);
 
   const float* w_scale_from = p.w_scale + at.head * p.w_scale_stride[0] + at.slice * p.w_scale_stride[1];
   int stage = 0;
@@ -181,7 +191,7 @@ MLA_FP8_DEVICE void run_kloop(const Params& params, typename C::Shared& shared) 
       if constexpr (C::kStaged) {
         ptx::cp_async_wait_group<kStages - 1>();
         source.consume(shared.stage[stage][warpgroup], fragment);
-        fetch(stage);
+        ahead.fetch(stage);
         stage = stage + 1 == kStages ? 0 : stage + 1;
       } else {
         source.load(row, block, fragment);
