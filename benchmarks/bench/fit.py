@@ -5,8 +5,8 @@
 Prints start_us, first_us and next_us for csrc/kernels/sm90/tiles.h, rounded to 0.1 us, and which
 cells are still chosen over LIMIT of the best tile's time. What is minimized: by how much the chosen
 tiles exceed the best, and the squared logarithm of modelled over measured time of tiles near the
-best (of the others with little weight), so that a time that is shown is near what is measured. Simulated annealing from the present
-values; the same seed gives the same walk only for the same number of steps a second.
+best (of the others with little weight), so that a time that is shown is near what is measured.
+Simulated annealing from the present values; it takes the same steps only at the same speed.
 """
 
 import argparse
@@ -32,7 +32,7 @@ CLOSE = 1.03  # what a choice may exceed the best by at no cost
 NEAR = 1.3  # tiles whose modelled time has to be right
 CHOICE_WEIGHT, ERROR_WEIGHT, FAR_ERROR_WEIGHT = 20.0, 300.0, 3.0
 STEP_US = 0.1
-LEAST_START_US = -0.5  # of a launch in all
+LEAST_LAUNCH_US = 0.0  # in all: the model takes no less
 VAIN_WAIT_US = 40000 / 1.75e3  # csrc/kernels/phases.h
 Times = dict[str, list[float]]  # symbol -> start, first, next
 
@@ -107,7 +107,7 @@ def anneal(sides: list[SideCells], times: Times, seconds: float) -> Times:
         if which == 3:  # from a launch's start to its first tile
             new[1] -= step
         new = [round(value, 1) + 0.0 for value in new]  # never -0.0
-        if new[0] + Device().launch_us < LEAST_START_US or min(new[1:]) < 0:
+        if new[0] + Device().launch_us < LEAST_LAUNCH_US or min(new[1:]) < 0:
             continue
         times[symbol] = new
         changed = {i: sides[i].loss(times) for i in users[symbol]}

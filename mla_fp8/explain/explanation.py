@@ -9,7 +9,7 @@ from mla_fp8.text import size, table, wrap
 
 PLAIN_WIDTH = 80
 OUT_NAMES = {1: "e4m3", 2: "16-bit"}
-LEGEND = "(* runs; waves: rounds of CTAs on the SMs; bound: what takes the modelled µs)"
+LEGEND = "(* runs; waves: tiles that an SM makes in turn; bound: what takes the modelled µs)"
 HEADINGS = (
     ("", "shared", "", "CTAs", "", "", "bytes", "", ""),
     ("  tile", "bytes", "stages", "/SM", "grid", "waves", "moved", "µs", "bound"),

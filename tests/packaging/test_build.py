@@ -54,7 +54,7 @@ def test_every_kernel_is_embedded() -> None:
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs an nvcc on the PATH")
 @pytest.mark.parametrize("op", ["absorb_q", "bmm", "v_up"])
 def test_the_compiler_keeps_wgmma_asynchronous(tmp_path: Path, op: str) -> None:
-    """A wait between wgmma's fence and wgmma makes ptxas run them one by one: right, and slower. It only mentions it."""
+    """A wait between wgmma's fence and wgmma makes ptxas run them one by one: right, but slower. It only says so."""
     source, options = ROOT / f"csrc/kernels/sm90/{op}.cu", ["-gencode=arch=compute_90a,code=sm_90a", "-std=c++17"]
     command = ["nvcc", "-cubin", *options, f"-I{ROOT / 'csrc'}", "-o", str(tmp_path / "kernels.cubin"), str(source)]
     said = subprocess.run(command, capture_output=True, text=True, timeout=80)
