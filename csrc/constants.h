@@ -2,7 +2,7 @@
 // compiles this too.
 #pragma once
 
-#include "kernels/types.h"
+#include "types.h"
 
 namespace mla_fp8 {
 

@@ -209,7 +209,7 @@ def _cached_path(nvrtc: Any, name: str) -> Path:
 def _key(nvrtc: Any, sources: Path, options: list[str]) -> str:
     """Changes with any source, option or compiler."""
     digest = hashlib.sha256(repr((nvrtc.nvrtcVersion()[1:], options)).encode())
-    for path in sorted([*sources.glob("kernels/**/*"), sources / "config" / "tiles.h"]):
+    for path in sorted([*sources.glob("*.h"), *sources.glob("kernels/**/*")]):
         if path.is_file():
             digest.update(f"{path.relative_to(sources).as_posix()}\0{path.stat().st_size}\0".encode())
             digest.update(path.read_bytes())

@@ -6,7 +6,7 @@
 #include <string>
 
 #include "config/config.h"
-#include "kernels/types.h"
+#include "types.h"
 
 namespace mla_fp8::cuda {
 

@@ -3,7 +3,7 @@
 
 #include <array>
 
-#include "kernels/types.h"
+#include "types.h"
 
 namespace mla_fp8::cuda {
 

@@ -5,7 +5,7 @@
 
 #include "kernels/ptx/griddepcontrol.cuh"
 #include "kernels/ptx/mbarrier.cuh"
-#include "kernels/types.h"
+#include "types.h"
 
 namespace mla_fp8 {
 

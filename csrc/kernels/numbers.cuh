@@ -3,7 +3,7 @@
 
 #include "constants.h"
 #include "kernels/ptx/convert.cuh"
-#include "kernels/types.h"
+#include "types.h"
 
 namespace mla_fp8 {
 

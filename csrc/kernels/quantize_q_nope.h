@@ -4,7 +4,7 @@
 
 #include "constants.h"
 #include "kernels/sm90/weight_order.h"
-#include "kernels/types.h"
+#include "types.h"
 
 namespace mla_fp8::quantize_q_nope {
 

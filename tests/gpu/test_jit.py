@@ -69,10 +69,10 @@ def test_jit_key_changes_with_the_sources(cache, tmp_path, monkeypatch):
     monkeypatch.setattr(jit, "source_directory", lambda: copy)
     jit.load(SMALL)
     assert len(cached_files(cache)) == 1, "the same sources elsewhere are the same image"
-    header = copy / "kernels" / "types.h"
-    header.write_text(header.read_text() + "// changed\n")
-    jit.load(SMALL)
-    assert len(cached_files(cache)) == 2
+    for count, name in enumerate(["product.h", "kernels/sm90/tiles.h"], start=2):
+        (copy / name).write_text((copy / name).read_text() + "// changed\n")
+        jit.load(SMALL)
+        assert len(cached_files(cache)) == count, name
 
 
 def call_loader(name: bytes, error_size=8192):
@@ -92,7 +92,7 @@ def test_jit_callback_hands_over_memory_that_stays(cache, monkeypatch):
 def test_jit_compile_error_reaches_the_caller(cache, tmp_path, monkeypatch):
     copy = tmp_path / "csrc"
     subprocess.run(["cp", "-r", str(jit.source_directory()), str(copy)], check=True, timeout=60)
-    (copy / "kernels" / "types.h").write_text("#error planted fault\n")
+    (copy / "types.h").write_text("#error planted fault\n")
     monkeypatch.setattr(jit, "source_directory", lambda: copy)
     result, _, _, error = call_loader(SMALL.encode())
     assert result != 0 and "planted fault" in error and "quantize_q_nope.cu" in error

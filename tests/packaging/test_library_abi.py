@@ -95,6 +95,7 @@ def test_import_is_quick() -> None:
 
 def test_kernel_sources_are_installed_for_nvrtc(library: Path) -> None:
     installed = library.parent / "csrc"
+    assert (installed / "types.h").is_file()
     assert (installed / "constants.h").is_file()
     assert (installed / "product.h").is_file()
     assert (installed / "kernels" / "sm90" / "tiles.h").is_file()

@@ -40,7 +40,7 @@ def house(tmp_path, monkeypatch):
         ("includes_that_reach_up", "csrc/config/a.cpp", '#include "gpu/driver.h"\n'),
         ("includes_that_reach_up", "csrc/kernels/a.cuh", '#include "cpu/gemm.h"\n'),
         ("includes_that_reach_up", "csrc/cpu/a.cpp", '#include "config/config.h"\n'),
-        ("includes_that_reach_up", "csrc/a.h", '#include "kernels/types.h"\n#include "kernels/grid.cuh"\n'),
+        ("includes_that_reach_up", "csrc/a.h", '#include "types.h"\n#include "kernels/grid.cuh"\n'),
         ("includes_that_reach_up", "csrc/kernels/sm90/a.cuh", '#include "kernels/ptx/griddepcontrol.cuh"\n'),
         ("names_of_files", "README.md", "See csrc/config/gone.h for that.\n"),
         ("names_of_files", "README.md", "See [there](gone.md).\n"),

@@ -2,7 +2,7 @@
 // orders other memory.
 #pragma once
 
-#include "kernels/types.h"
+#include "types.h"
 
 namespace mla_fp8::ptx {
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "kernels/ptx/mbarrier.cuh"
-#include "kernels/types.h"
+#include "types.h"
 
 namespace mla_fp8::ptx {
 

@@ -1,7 +1,7 @@
 // Programmatic dependent launch: a kernel may start while its predecessor in the stream drains.
 #pragma once
 
-#include "kernels/types.h"
+#include "types.h"
 
 namespace mla_fp8::ptx {
 

@@ -1,7 +1,7 @@
 // Barriers in shared memory that count arrivals and bytes written by the copy engine.
 #pragma once
 
-#include "kernels/types.h"
+#include "types.h"
 
 namespace mla_fp8::ptx {
 

@@ -1,7 +1,7 @@
 // Global memory accesses wider or more particular than plain C++ gives.
 #pragma once
 
-#include "kernels/types.h"
+#include "types.h"
 
 namespace mla_fp8::ptx {
 

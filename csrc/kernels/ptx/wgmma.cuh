@@ -2,7 +2,7 @@
 // must be K-major.
 #pragma once
 
-#include "kernels/types.h"
+#include "types.h"
 
 namespace mla_fp8::ptx {
 

@@ -3,7 +3,7 @@
 // against what each schedule's lanes expect.
 #pragma once
 
-#include "kernels/types.h"
+#include "types.h"
 
 namespace mla_fp8::sm90 {
 
