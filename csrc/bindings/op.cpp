@@ -28,14 +28,16 @@ void take_weight(const Checks& check, const Argument& w, const Argument& w_scale
 }
 
 Product take_inputs(const Checks& check, Op op, Arguments inputs, const Forms& forms) {
-  const Argument &x = inputs.begin()[0], &q_pe = inputs.begin()[3], &out_scale = inputs.begin()[4];
+  const Argument missing{"", View{}};
+  const auto input = [&](size_t i) -> const Argument& { return i < inputs.size() ? inputs.begin()[i] : missing; };
+  const Argument &x = input(0), &out_scale = input(3), &q_pe = input(4);
   check_activation(check, x, forms.x, forms.k);
   Product product{};
   product.op = op;
   product.x = x.view.data;
   copy_strides(product.x_stride, x.view, {0, 1});
   product.s = x.view.sizes[0], product.heads = x.view.sizes[1], product.k = x.view.sizes[2];
-  take_weight(check, inputs.begin()[1], inputs.begin()[2], forms, product);
+  take_weight(check, input(1), input(2), forms, product);
   if (q_pe.view) {
     check.dtype(q_pe, {x.view.dtype});
     check.shape(q_pe, {product.s, product.heads, kAny}, "[S, H, P]");

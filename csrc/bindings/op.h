@@ -31,8 +31,8 @@ void check_activation(const Checks& check, const Argument& x, const char* form, 
 // product.
 void take_weight(const Checks& check, const Argument& w, const Argument& w_scale, const Forms& forms, Product& product);
 
-// Checks x, w, w_scale, q_pe and out_scale, of which the last two may be missing, and fills all but
-// the outputs.
+// Checks x, w, w_scale and, of an op that takes them, out_scale and q_pe; fills all but the
+// outputs.
 Product take_inputs(const Checks& check, Op op, Arguments inputs, const Forms& forms);
 
 // A result, and the tensor that it is written into where the caller gave one.

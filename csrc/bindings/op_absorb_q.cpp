@@ -6,7 +6,7 @@ Tensor absorb_q(const Tensor* q_out, const Tensor& q_nope, const Tensor& w_uk, c
                 const OptionalTensor& q_pe, const OptionalTensor& out_scale) {
   const Checks check("absorb_q");
   const Arguments inputs = {
-      {"q_nope", q_nope}, {"w_uk", w_uk}, {"w_uk_scale", w_uk_scale}, {"q_pe", q_pe}, {"out_scale", out_scale}};
+      {"q_nope", q_nope}, {"w_uk", w_uk}, {"w_uk_scale", w_uk_scale}, {"out_scale", out_scale}, {"q_pe", q_pe}};
   Product product = take_inputs(check, Op::kAbsorbQ, inputs, {"[S, H, D]", "D", "[H, R, D]", "R", "[H, R/128, D/128]"});
   const char* form = q_pe.has_value() ? "[S, H, R+P]" : "[S, H, R]";
   const Tensor q = place(check, {"q_out", form, product.out_dtype, q_out},

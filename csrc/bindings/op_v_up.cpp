@@ -7,11 +7,8 @@ static constexpr Forms kForms = {"[S, H, R]", "R", "[H, V, R]", "V", "[H, V/128,
 Tensor v_up(const Tensor* v_out, const Tensor& o_latent, const Tensor& w_uv, const Tensor& w_uv_scale,
             const OptionalTensor& out_scale) {
   const Checks check("v_up");
-  const Arguments inputs = {{"o_latent", o_latent},
-                            {"w_uv", w_uv},
-                            {"w_uv_scale", w_uv_scale},
-                            {"q_pe", std::nullopt},
-                            {"out_scale", out_scale}};
+  const Arguments inputs = {
+      {"o_latent", o_latent}, {"w_uv", w_uv}, {"w_uv_scale", w_uv_scale}, {"out_scale", out_scale}};
   Product product = take_inputs(check, Op::kVUp, inputs, kForms);
   const Tensor v =
       place(check, {"v_out", "[S, H, V]", product.out_dtype, v_out}, {product.s, product.heads, product.n}, inputs);
@@ -23,11 +20,7 @@ Tensor v_up(const Tensor* v_out, const Tensor& o_latent, const Tensor& w_uv, con
 TwoTensors v_up_quantized(const Tensor* val_out, const Tensor* scale_out, const Tensor& o_latent, const Tensor& w_uv,
                           const Tensor& w_uv_scale) {
   const Checks check("v_up_quantized");
-  const Arguments inputs = {{"o_latent", o_latent},
-                            {"w_uv", w_uv},
-                            {"w_uv_scale", w_uv_scale},
-                            {"q_pe", std::nullopt},
-                            {"out_scale", std::nullopt}};
+  const Arguments inputs = {{"o_latent", o_latent}, {"w_uv", w_uv}, {"w_uv_scale", w_uv_scale}};
   Product product = take_inputs(check, Op::kVUp, inputs, kForms);
   if (product.n != kScaleGroup) {
     check.fail("w_uv", "have V = 128, one scale group a head", shape_of(inputs.begin()[1].view));

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "kernels/phases.h"
+#include "text.h"
 
 namespace mla_fp8 {
 namespace {
@@ -79,16 +80,25 @@ Operands operands(const Problem& p) {
           weights * (1 + kScaleBytes / (kScaleGroup * kScaleGroup)), rows * (p.n + p.pe) * p.out_bytes};
 }
 
-unsigned find_drops(const Tile& tile, const Problem& p, const Device& d) {
-  unsigned drops = 0;
-  if (!fits_smem(tile, d)) drops |= kDropSmem;
-  if (!fits_threads(tile, d)) drops |= kDropThreads;
-  if (!fits_registers(tile, d)) drops |= kDropRegisters;
-  if (tile.align_bytes > p.align_bytes) drops |= kDropAlignment;
-  if (tile.k != 0 && tile.k != p.k) drops |= kDropK;
-  if (columns_of(p) % tile.n != 0) drops |= kDropN;
-  if (tile.out_bytes != 0 && tile.out_bytes != p.out_bytes) drops |= kDropOutput;
-  return drops;
+// Whether the tile can run the problem; `reason`, unless null, gets a clause for each rule that
+// forbids it, with the values that led to it.
+bool can_run(const Tile& tile, const Problem& p, const Device& d, std::string* reason) {
+  bool can = true;
+  const auto need = [&](bool holds, const auto&... parts) {
+    if (!holds && reason != nullptr) *reason += text(reason->empty() ? "" : "; ", parts...);
+    can = can && holds;
+  };
+  need(fits_smem(tile, d), "needs ", tile.smem_bytes, " bytes of shared memory, the device has ", d.smem_bytes_per_cta,
+       " a CTA and ", d.smem_bytes_per_sm, " an SM, of which ", d.smem_bytes_reserved, " a CTA are reserved");
+  need(fits_threads(tile, d), "needs ", tile.threads, " threads, an SM has ", d.threads_per_sm);
+  need(fits_registers(tile, d), "needs ", tile.threads, " x ", tile.regs, " registers, an SM has ", d.registers_per_sm);
+  need(tile.align_bytes <= p.align_bytes, "needs pointers and strides aligned to ", tile.align_bytes,
+       " bytes, these are aligned to ", p.align_bytes);
+  need(tile.k == 0 || tile.k == p.k, "takes k = ", tile.k, " only, k is ", p.k);
+  need(columns_of(p) % tile.n == 0, "makes ", tile.n, " columns at a time, which do not divide ", columns_of(p));
+  need(tile.out_bytes == 0 || tile.out_bytes == p.out_bytes, "writes ", tile.out_bytes,
+       "-byte elements, the output has ", p.out_bytes, "-byte ones");
+  return can;
 }
 
 int ctas_per_sm(const Tile& tile, const Device& d) {
@@ -160,37 +170,14 @@ Cost add_cost(Config& config, const Problem& p, const Device& d) {
 
 }  // namespace
 
-Evaluation evaluate(const Tile& tile, const Problem& problem, const Device& device) {
-  Evaluation result;
+Candidate evaluate(const Tile& tile, const Problem& problem, const Device& device, bool explain) {
+  Candidate result;
   result.config.tile = &tile;
-  result.drops = find_drops(tile, problem, device);
-  if (result.drops != 0) return result;
+  result.kept = can_run(tile, problem, device, explain ? &result.reason : nullptr);
+  if (!result.kept) return result;
   result.config = lay_out(tile, problem, device);
   if (result.config.grid_x != 0) result.cost = add_cost(result.config, problem, device);
   return result;
-}
-
-std::string drop_reason(unsigned drops, const Tile& tile, const Problem& p, const Device& d) {
-  std::string reason;
-  const auto text = [](int64_t value) { return std::to_string(value); };
-  const auto add = [&](unsigned bit, const std::string& clause) {
-    if ((drops & bit) == 0) return;
-    reason += (reason.empty() ? "" : "; ") + clause;
-  };
-  if (drops == 0) return reason;
-  add(kDropSmem, "needs " + text(tile.smem_bytes) + " bytes of shared memory, the device has " +
-                     text(d.smem_bytes_per_cta) + " a CTA and " + text(d.smem_bytes_per_sm) + " an SM, of which " +
-                     text(d.smem_bytes_reserved) + " a CTA are reserved");
-  add(kDropThreads, "needs " + text(tile.threads) + " threads, an SM has " + text(d.threads_per_sm));
-  add(kDropRegisters,
-      "needs " + text(tile.threads) + " x " + text(tile.regs) + " registers, an SM has " + text(d.registers_per_sm));
-  add(kDropAlignment, "needs pointers and strides aligned to " + text(tile.align_bytes) +
-                          " bytes, these are aligned to " + text(p.align_bytes));
-  add(kDropK, "takes k = " + text(tile.k) + " only, k is " + text(p.k));
-  add(kDropN, "makes " + text(tile.n) + " columns at a time, which do not divide " + text(columns_of(p)));
-  add(kDropOutput,
-      "writes " + text(tile.out_bytes) + "-byte elements, the output has " + text(p.out_bytes) + "-byte ones");
-  return reason;
 }
 
 }  // namespace mla_fp8

@@ -24,33 +24,13 @@
 // (benchmarks/tiles.py), to 0.1 us: what two runs of it agree on.
 #pragma once
 
-#include <string>
-
 #include "config/config.h"
 
 namespace mla_fp8 {
 
-// Why a tile cannot run a problem. A tile can have several of them.
-enum Drop : unsigned {
-  kDropSmem = 1u << 0,
-  kDropThreads = 1u << 1,
-  kDropRegisters = 1u << 2,
-  kDropAlignment = 1u << 3,
-  kDropK = 1u << 4,
-  kDropN = 1u << 5,
-  kDropOutput = 1u << 6,
-};
-
-struct Evaluation {
-  Config config;  // more than the tile is set only if drops == 0
-  Cost cost;
-  unsigned drops = 0;  // of Drop
-};
-
-Evaluation evaluate(const Tile& tile, const Problem& problem, const Device& device);
-
-// One clause a bit, each with the values that led to it. Empty for 0.
-std::string drop_reason(unsigned drops, const Tile& tile, const Problem& problem, const Device& device);
+// The tile as a candidate: of one that is not kept, config has only the tile, and the reason is
+// told if `explain`.
+Candidate evaluate(const Tile& tile, const Problem& problem, const Device& device, bool explain);
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 

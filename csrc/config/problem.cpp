@@ -1,10 +1,12 @@
 // What a problem and a device are: their rules, equality and text.
 #include <algorithm>
 #include <cmath>
-#include <sstream>
+#include <iterator>
+#include <string>
 
 #include "config/cost.h"
 #include "config/fields.h"
+#include "text.h"
 
 namespace mla_fp8 {
 namespace {
@@ -14,15 +16,8 @@ class Rules {
  public:
   void range(const char* name, int64_t got, int64_t low, int64_t high, int64_t step = 1) {
     if (got >= low && got <= high && got % step == 0) return;
-    std::ostringstream rule;
-    if (low == high) {
-      rule << "be " << low;
-    } else {
-      rule << "be ";
-      if (step != 1) rule << "a multiple of " << step << " ";
-      rule << "in [" << low << ", " << high << "]";
-    }
-    add(name, rule.str(), got);
+    const std::string multiple = step == 1 ? "" : text("a multiple of ", step, " ");
+    add(name, low == high ? text("be ", low) : text("be ", multiple, "in [", low, ", ", high, "]"), got);
   }
   void power_of_2(const char* name, int64_t got) {
     if (got <= 0 || (got & (got - 1)) != 0) add(name, "be a power of 2", got);
@@ -30,17 +25,14 @@ class Rules {
   void speed(const char* name, double got) {
     if (!(got > 0) || !std::isfinite(got)) add(name, "be positive and finite", got);
   }
-  bool broken() const { return !text_.empty(); }
-  std::string text() const { return text_; }
+  const std::string& broken() const { return broken_; }
 
  private:
   template <typename T>
   void add(const char* name, const std::string& rule, T got) {
-    std::ostringstream clause;
-    clause << (text_.empty() ? "" : "; ") << name << " must " << rule << ", got " << got;
-    text_ += clause.str();
+    broken_ += text(broken_.empty() ? "" : "; ", name, " must ", rule, ", got ", got);
   }
-  std::string text_;
+  std::string broken_;
 };
 
 void check_problem(Rules& rules, const Problem& p) {
@@ -51,7 +43,7 @@ void check_problem(Rules& rules, const Problem& p) {
   const int64_t rows = std::max<int64_t>(rows_covered(p), 1);
   if (!quantize) rules.range("n", p.n, kScaleGroup, kMaxExtent, kScaleGroup);
   // Each column needs a CTA of its own.
-  const int64_t columns_a_head = quantize || rules.broken() ? 1 : p.n / kScaleGroup;
+  const int64_t columns_a_head = quantize || !rules.broken().empty() ? 1 : p.n / kScaleGroup;
   rules.range("heads", p.heads, 1, std::min(kMaxTokens / rows, kMaxGridX / columns_a_head));
   rules.range("k", p.k, kScaleGroup, kMaxExtent, kScaleGroup);
   rules.range("pe", p.pe, 0, p.op == Op::kAbsorbQ ? kMaxPe : 0, kPeStep);
@@ -84,44 +76,30 @@ std::string broken_rules(const Problem& problem, const Device& device) {
   Rules rules;
   check_problem(rules, problem);
   check_device(rules, device);
-  return rules.text();
+  return rules.broken();
 }
 
 const char* op_name(Op op) {
-  switch (op) {
-    case Op::kQuantizeQNope:
-      return "quantize_q_nope";
-    case Op::kBmm:
-      return "bmm";
-    case Op::kAbsorbQ:
-      return "absorb_q";
-    case Op::kVUp:
-      return "v_up";
-  }
-  return "unknown op";
+  // In the order of Op.
+  constexpr const char* kNames[] = {"quantize_q_nope", "bmm", "absorb_q", "v_up"};
+  const auto index = static_cast<size_t>(op);
+  return index < std::size(kNames) ? kNames[index] : "unknown op";
 }
 
 bool operator==(const Problem& a, const Problem& b) { return fields_of(a) == fields_of(b); }
 bool operator==(const Device& a, const Device& b) { return fields_of(a) == fields_of(b); }
 
 std::string describe(const Problem& p) {
-  std::ostringstream text;
-  text << "s=" << p.s << ", heads=" << p.heads;
-  if (p.op == Op::kQuantizeQNope) {
-    text << ", m=" << p.m << ", k=" << p.k;
-  } else {
-    text << ", n=" << p.n << ", k=" << p.k << ", pe=" << p.pe;
-  }
-  text << ", in_bytes=" << p.in_bytes << ", out_bytes=" << p.out_bytes << ", align_bytes=" << p.align_bytes;
-  return text.str();
+  const std::string extents =
+      p.op == Op::kQuantizeQNope ? text(", m=", p.m, ", k=", p.k) : text(", n=", p.n, ", k=", p.k, ", pe=", p.pe);
+  return text("s=", p.s, ", heads=", p.heads, extents, ", in_bytes=", p.in_bytes, ", out_bytes=", p.out_bytes,
+              ", align_bytes=", p.align_bytes);
 }
 
 std::string describe(const Device& d) {
-  std::ostringstream text;
-  text << "a device of " << d.num_sms << " SMs, " << d.smem_bytes_per_cta << " bytes of shared memory a CTA, "
-       << d.smem_bytes_per_sm << " an SM, " << d.threads_per_sm << " threads and " << d.registers_per_sm
-       << " registers an SM";
-  return text.str();
+  return text("a device of ", d.num_sms, " SMs, ", d.smem_bytes_per_cta, " bytes of shared memory a CTA, ",
+              d.smem_bytes_per_sm, " an SM, ", d.threads_per_sm, " threads and ", d.registers_per_sm,
+              " registers an SM");
 }
 
 }  // namespace mla_fp8

@@ -1,8 +1,13 @@
 #include <array>
 #include <memory>
 #include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
 
 #include "config/cost.h"
+#include "config/fields.h"
+#include "text.h"
 
 namespace mla_fp8 {
 namespace {
@@ -19,31 +24,24 @@ struct MemoSlot {
 using Memo = std::array<MemoSlot, size_t{1} << kMemoBits>;
 
 uint64_t memo_index(const Problem& p) {
-  uint64_t hash = static_cast<uint64_t>(p.s);
+  uint64_t hash = 0;
   const auto mix = [&](auto value) { hash = (hash ^ static_cast<uint64_t>(value)) * kGoldenRatio; };
-  mix(p.heads);
-  mix(p.n);
-  mix(p.k);
-  mix(p.m);
-  mix(p.op);
-  mix(p.pe);
-  for (const int bytes : {p.in_bytes, p.out_bytes, p.align_bytes}) mix(bytes);
+  std::apply([&](auto... fields) { (mix(fields), ...); }, fields_of(p));
   return hash >> (64 - kMemoBits);
 }
 
 std::string no_kernel(const Problem& p, const Device& d) {
-  return "no kernel for " + describe(p) + " on " + describe(d);
+  return text("no kernel for ", describe(p), " on ", describe(d));
 }
 
 [[noreturn]] void refuse(const Problem& p, const Device& d, const std::string& reasons) {
-  throw std::invalid_argument(std::string(op_name(p.op)) + ": " + no_kernel(p, d) + ": " + reasons);
+  throw std::invalid_argument(text(op_name(p.op), ": ", no_kernel(p, d), ": ", reasons));
 }
 
 void check(const Problem& p, const Device& d) {
   const std::string broken = broken_rules(p, d);
-  if (!broken.empty()) {
-    throw std::invalid_argument(std::string(op_name(p.op)) + ": " + broken + " (" + no_kernel(p, d) + ")");
-  }
+  if (broken.empty()) return;
+  throw std::invalid_argument(text(op_name(p.op), ": ", broken, " (", no_kernel(p, d), ")"));
 }
 
 Config select_uncached(const Problem& problem, const Device& device) {
@@ -51,14 +49,13 @@ Config select_uncached(const Problem& problem, const Device& device) {
   Config best;
   for (const Tile& tile : kTiles) {
     if (tile.op != problem.op) continue;
-    const Evaluation trial = evaluate(tile, problem, device);
-    if (trial.drops == 0 && (best.tile == nullptr || better(trial.config, best))) best = trial.config;
+    const Candidate trial = evaluate(tile, problem, device, /*explain=*/false);
+    if (trial.kept && (best.tile == nullptr || better(trial.config, best))) best = trial.config;
   }
   if (best.tile != nullptr) return best;
   std::string reasons;
   for (const Candidate& candidate : candidates(problem, device)) {
-    if (!reasons.empty()) reasons += ". ";
-    reasons += std::string(candidate.config.tile->symbol) + " " + candidate.reason;
+    reasons += text(reasons.empty() ? "" : ". ", candidate.config.tile->symbol, " ", candidate.reason);
   }
   refuse(problem, device, reasons.empty() ? "no tile of this op is compiled" : reasons);
 }
@@ -85,19 +82,17 @@ Config select_config(const Problem& problem, const Device& device) {
 
 Config configure(const Tile& tile, const Problem& problem, const Device& device) {
   check(problem, device);
-  if (tile.op != problem.op) refuse(problem, device, std::string(tile.symbol) + " is a tile of " + op_name(tile.op));
-  const Evaluation trial = evaluate(tile, problem, device);
-  if (trial.drops == 0) return trial.config;
-  refuse(problem, device, std::string(tile.symbol) + " " + drop_reason(trial.drops, tile, problem, device));
+  if (tile.op != problem.op) refuse(problem, device, text(tile.symbol, " is a tile of ", op_name(tile.op)));
+  const Candidate trial = evaluate(tile, problem, device, /*explain=*/true);
+  if (trial.kept) return trial.config;
+  refuse(problem, device, text(tile.symbol, " ", trial.reason));
 }
 
 std::vector<Candidate> candidates(const Problem& problem, const Device& device) {
   check(problem, device);
   std::vector<Candidate> all;
   for (const Tile& tile : kTiles) {
-    if (tile.op != problem.op) continue;
-    const Evaluation trial = evaluate(tile, problem, device);
-    all.push_back({trial.config, trial.cost, trial.drops == 0, drop_reason(trial.drops, tile, problem, device)});
+    if (tile.op == problem.op) all.push_back(evaluate(tile, problem, device, /*explain=*/true));
   }
   return all;
 }

@@ -14,31 +14,23 @@ using namespace mla_fp8::sm90;
 namespace {
 
 // A schedule's steps.
-template <class Schedule>
-struct Steps;
-
-template <class Rows, class Store, int... A>
-struct Steps<FewRows<Rows, Store, A...>> {
-  using C = FewRows<Rows, Store, A...>;
-  static MLA_FP8_DEVICE void run(const Params& params, typename C::Shared& shared) { run_few<C>(params, shared); }
-};
-template <class Rows, class Store, int... A>
-struct Steps<SharedRows<Rows, Store, A...>> {
-  using C = SharedRows<Rows, Store, A...>;
-  static MLA_FP8_DEVICE void run(const Params& params, typename C::Shared& shared) { run_shared<C>(params, shared); }
-};
-template <class Rows, class Store, int... A>
-struct Steps<KLoop<Rows, Store, A...>> {
-  using C = KLoop<Rows, Store, A...>;
-  static MLA_FP8_DEVICE void run(const Params& params, typename C::Shared& shared) { run_kloop<C>(params, shared); }
-};
-template <int kAlignBytes>
-struct Steps<quantize_q_nope::Rows<kAlignBytes>> {
-  using C = quantize_q_nope::Rows<kAlignBytes>;
-  static MLA_FP8_DEVICE void run(const typename C::Params& params, typename C::Shared&) {
-    quantize_q_nope::run<C>(params);
-  }
-};
+template <class R, class S, int... A>
+MLA_FP8_DEVICE void run(FewRows<R, S, A...>, const Params& params, typename FewRows<R, S, A...>::Shared& shared) {
+  run_few<FewRows<R, S, A...>>(params, shared);
+}
+template <class R, class S, int... A>
+MLA_FP8_DEVICE void run(SharedRows<R, S, A...>, const Params& params, typename SharedRows<R, S, A...>::Shared& shared) {
+  run_shared<SharedRows<R, S, A...>>(params, shared);
+}
+template <class R, class S, int... A>
+MLA_FP8_DEVICE void run(KLoop<R, S, A...>, const Params& params, typename KLoop<R, S, A...>::Shared& shared) {
+  run_kloop<KLoop<R, S, A...>>(params, shared);
+}
+template <int kAlign>
+MLA_FP8_DEVICE void run(quantize_q_nope::Rows<kAlign>, const quantize_q_nope::Params& params,
+                        quantize_q_nope::NoStorage&) {
+  quantize_q_nope::run<quantize_q_nope::Rows<kAlign>>(params);
+}
 
 }  // namespace
 
@@ -47,7 +39,7 @@ struct Steps<quantize_q_nope::Rows<kAlignBytes>> {
       symbol(const __grid_constant__ MLA_FP8_SCHEDULE(schedule)::Params params) {                 \
     using Schedule = MLA_FP8_SCHEDULE(schedule);                                                  \
     extern __shared__ __align__(1024) u8 shared_bytes[];                                          \
-    Steps<Schedule>::run(params, *reinterpret_cast<Schedule::Shared*>(shared_bytes));             \
+    run(Schedule{}, params, *reinterpret_cast<Schedule::Shared*>(shared_bytes));                  \
   }
 #ifndef MLA_FP8_KERNEL_kAbsorbQ
 #define MLA_FP8_KERNEL_kAbsorbQ(...)
