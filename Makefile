@@ -1,7 +1,8 @@
 # Each target does its own set-up: a Debian machine with python3 (and its venv module) and g++ is enough.
 #
 #   make test                      in .venv, made on first use
-#   make test-gpu PYTHON=python3   with an interpreter that already holds torch, pytest and scikit-build-core; nothing is downloaded
+#   make test-gpu PYTHON=python3   with an interpreter that already holds torch, pytest and
+#                                  scikit-build-core; nothing is downloaded
 SYSTEM_PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BUILD = --no-build-isolation -Cbuild-dir=build/{wheel_tag} --editable
@@ -11,7 +12,8 @@ SETUP := into-given-python
 else
 PYTHON := .venv/bin/python
 SETUP := .venv/.built
-# Two files at a time, each in one thread: most are one thread's work. ARGS="-n0" for one after the other, as --pdb needs.
+# Two files at a time, each in one thread: most are one thread's work. ARGS="-n0" for one after the
+# other, as --pdb needs.
 PARALLEL := -n2 --dist loadfile
 endif
 SOURCES := pyproject.toml CMakeLists.txt $(shell find build_support cmake csrc -type f)

@@ -1,5 +1,6 @@
-# Compiles each csrc/kernels/sm90/<op>.cu to <op>.fatbin and embeds it. Without nvcc the table is empty, and NVRTC compiles the installed
-# sources at first use. CMake's own CUDA language would look for a toolkit, a runtime library and a device linker: none is needed.
+# Compiles each csrc/kernels/sm90/<op>.cu to <op>.fatbin and embeds it. Without nvcc the table is
+# empty, and NVRTC compiles the installed sources at first use. CMake's own CUDA language would look
+# for a toolkit, a runtime library and a device linker: none is needed.
 set(MLA_FP8_OLDEST_NVCC 12.3)
 
 # Sets NVCC in the caller: what MLA_FP8_NVCC asks for, or "".
@@ -10,7 +11,8 @@ function(mla_fp8_find_nvcc)
     set(nvcc $ENV{CUDACXX})
     if(NOT nvcc)
       get_filename_component(site_packages ${MLA_FP8_TORCH_DIR} DIRECTORY)
-      file(GLOB pip_directories ${site_packages}/nvidia/cu*/bin)  # where the nvidia-cuda-nvcc wheels put it
+      # Where the nvidia-cuda-nvcc wheels put it.
+      file(GLOB pip_directories ${site_packages}/nvidia/cu*/bin)
       find_program(nvcc_program nvcc NO_CACHE HINTS ENV CUDA_HOME ENV CUDA_PATH PATH_SUFFIXES bin
                    PATHS ${pip_directories} /usr/local/cuda/bin)
       set(nvcc ${nvcc_program})

@@ -1,8 +1,8 @@
 // run_package <libmla_fp8.so> <package.pt2> <inputs.pt> <outputs.pt>
 //
-// Loads the ops, then a package that AOTInductor made, runs it once, prints types and layouts of what it returns and
-// writes that. Inputs are a list of tensors as torch.save writes it, outputs a tuple that torch.load reads, float8 as
-// uint8. There is no Python in this process.
+// Loads the ops, then a package that AOTInductor made, runs it once, prints types and layouts of
+// what it returns and writes that. Inputs are a list of tensors as torch.save writes it, outputs a
+// tuple that torch.load reads, float8 as uint8. There is no Python in this process.
 #include <dlfcn.h>
 
 #include <cstdio>
@@ -38,7 +38,8 @@ void write_outputs(const std::string& path, const std::vector<char>& bytes) {
 
 void run(const std::string& library, const std::string& package, const std::string& inputs_path,
          const std::string& outputs_path) {
-  // Loading registers torch.ops.mla_fp8, as torch.ops.load_library does in Python; it stays to the end of the process.
+  // Loading registers torch.ops.mla_fp8, as torch.ops.load_library does in Python; it stays to the
+  // end of the process.
   if (!dlopen(library.c_str(), RTLD_NOW)) throw std::runtime_error(dlerror());
 
   open_file("package.pt2", package);  // for an error that names it
@@ -54,7 +55,8 @@ void run(const std::string& library, const std::string& package, const std::stri
   for (const at::Tensor& output : loader.run(inputs)) {
     const std::string layout = c10::str(output.sizes(), " strides ", output.strides());
     std::printf("%s %s\n", output.toString().c_str(), layout.c_str());
-    // Python has no name for the storage that pickle_save gives a float8 tensor: its bytes are written.
+    // Python has no name for the storage that pickle_save gives a float8 tensor: its bytes are
+    // written.
     outputs.emplace_back((at::isFloat8Type(output.scalar_type()) ? output.view(at::kByte) : output).cpu());
   }
   write_outputs(outputs_path, torch::jit::pickle_save(c10::ivalue::Tuple::create(std::move(outputs))));

@@ -1,8 +1,12 @@
-// Checks what select_config promises on many supported problems, for test_config.py. Each line of output is a JSON object.
-//     sweep_configs corners                        every combination of extreme and common extents, alignments, outputs
-//     sweep_configs random COUNT SEED THREADS SMEM COUNT random problems, small extents as often as large ones, in each
-//                                                  of THREADS threads; on a device of SMEM bytes a CTA
-//     sweep_configs memo CALLS                     nanoseconds of a call whose answer is remembered, and of one whose is not
+// Checks what select_config promises on many supported problems, for test_config.py. Each line of
+// output is a JSON object.
+//     sweep_configs corners
+//         Every combination of extreme and common extents, alignments and outputs.
+//     sweep_configs random COUNT SEED THREADS SMEM
+//         COUNT random problems, small extents as often as large ones, in each of THREADS threads;
+//         on a device of SMEM bytes a CTA.
+//     sweep_configs memo CALLS
+//         Nanoseconds of a call whose answer is remembered, and of one whose is not.
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -160,7 +164,8 @@ Report sweep_random(int64_t count, uint64_t seed, const Device& device) {
   std::mt19937_64 random(seed);
   const auto below = [&](int64_t bound) { return static_cast<int64_t>(random() % static_cast<uint64_t>(bound)); };
   const auto pick = [&](const std::vector<int64_t>& values) { return values[below(values.size())]; };
-  const auto log_uniform = [&](int bits) { return below(int64_t{1} << (below(bits) + 1)); };  // small ones often
+  // Small ones as often as large ones.
+  const auto log_uniform = [&](int bits) { return below(int64_t{1} << (below(bits) + 1)); };
   for (int64_t i = 0; i < count; ++i) {
     const Op op = kOps[below(4)];
     const Choices c = choices(op);

@@ -1,5 +1,6 @@
-// A CUDA driver that only keeps a record, for tests of what mla_fp8 asks of the real one. FAKE_* environment variables
-// choose what it refuses; every call that matters is a line of standard output.
+// A CUDA driver that only keeps a record, for tests of what mla_fp8 asks of the real one. FAKE_*
+// environment variables choose what it refuses; every call that matters is a line of standard
+// output.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>

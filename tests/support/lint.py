@@ -19,7 +19,12 @@ FOLDERS = "mla_fp8|csrc|docs|tests|examples|benchmarks|cmake|build_support"
 PYTHON = ("mla_fp8", "benchmarks", "examples")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 HISTORY = {"docs/notes.md"}  # names what was there on its day
-CSRC = sorted(path for path in ROOT.glob("csrc/**/*.*") if path.suffix in (".h", ".cpp", ".cu", ".cuh"))
+CPP = (".h", ".cpp", ".cu", ".cuh")
+CSRC = sorted(path for path in ROOT.glob("csrc/**/*.*") if path.suffix in CPP)
+CPP_ELSEWHERE = sorted(
+    path for folder in ("tests", "examples") for path in (ROOT / folder).rglob("*.*") if path.suffix in CPP
+)
+CMAKE = [ROOT / "CMakeLists.txt", *sorted(ROOT.glob("cmake/*.cmake"))]
 COLUMNS = 100
 FUNCTION_LINES = 60
 EXAMPLE_LINES = {"mla_decode.py": 200}  # else 60: an example is read in one go
@@ -68,9 +73,9 @@ def wide_prose() -> Iterator[str]:
         for number, line in paragraphs(page):
             if len(line) > COLUMNS and "](" not in line:
                 yield f"{name_of(page)}:{number}: prose must end by column {COLUMNS}, got {len(line)}"
-    for path in CSRC:
+    for path in CSRC + CPP_ELSEWHERE + CMAKE:
         for number, line in enumerate(path.read_text().splitlines(), 1):
-            comment = re.search(r"//+ ?(.*)", line)
+            comment = re.search(r"# ?(.*)" if path in CMAKE else r"//+ ?(.*)", line)
             if comment and len(line) > COLUMNS and "  " not in comment[1].strip():
                 yield f"{name_of(path)}:{number}: a comment must end by column {COLUMNS}, got {len(line)}"
 
