@@ -87,10 +87,13 @@ MLA_FP8_DEVICE u32 amax_bits(const u32 (&words)[kWords]) {
   return ptx::max_u16x2(amax, amax >> 16) & 0xffffu;
 }
 
-// The largest magnitude over lanes kFrom apart, of a group of kTo lanes. NaN wins. All lanes of a
-// warp call it.
-template <int kFrom, int kTo>
-MLA_FP8_DEVICE float amax_of_lanes(float amax) {
+// The largest magnitude of the values of lanes kFrom apart, of a group of kTo lanes. NaN wins. All
+// lanes of a warp call it.
+template <int kFrom, int kTo, int kValues>
+MLA_FP8_DEVICE float amax_of_lanes(const float (&value)[kValues]) {
+  float amax = 0;
+#pragma unroll
+  for (float one : value) amax = ptx::max_nan_f32(amax, fabsf(one));
 #pragma unroll
   for (int lanes = kFrom; lanes < kTo; lanes *= 2)
     amax = ptx::max_nan_f32(amax, __shfl_xor_sync(kFullWarp, amax, lanes));

@@ -89,10 +89,7 @@ MLA_FP8_DEVICE void share_row_scales(const Product& p, typename C::Shared& share
                                      i64 first_row, i32 head, const SwappedLane& lane) {
 #pragma unroll
   for (int i = 0; i < C::kTileM / 4; ++i) {
-    float amax = 0;
-#pragma unroll
-    for (float one : value[i]) amax = ptx::max_nan_f32(amax, fabsf(one));
-    amax = amax_of_lanes<kQuad, kWarp>(amax);
+    const float amax = amax_of_lanes<kQuad, kWarp>(value[i]);
     if (threadIdx.x % kWarp < kQuad) shared.amax[threadIdx.x / kWarp][lane.token_of(i)] = amax;
   }
   __syncthreads();

@@ -94,10 +94,7 @@ struct Ring {
 // out_row_scale.
 MLA_FP8_DEVICE float store_row_scale(const Product& p, const float (&value)[kChunkN / kQuad], i64 row, i32 head,
                                      int quad) {
-  float amax = 0;
-#pragma unroll
-  for (float one : value) amax = ptx::max_nan_f32(amax, fabsf(one));
-  const float scale = group_scale(amax_of_lanes<1, kQuad>(amax));
+  const float scale = group_scale(amax_of_lanes<1, kQuad>(value));
   if (row < p.s && quad == 0)
     p.out_row_scale[row * p.out_row_scale_stride[0] + head * p.out_row_scale_stride[1]] = scale;
   return group_multiplier(scale);

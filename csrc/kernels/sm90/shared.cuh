@@ -161,10 +161,7 @@ MLA_FP8_DEVICE void share_row_scales(const Product& p, typename C::Shared& share
   const int warpgroup = threadIdx.x / kWarpgroup;
 #pragma unroll
   for (int i = 0; i < kLaneRows; ++i) {
-    float amax = 0;
-#pragma unroll
-    for (float one : value[i]) amax = ptx::max_nan_f32(amax, fabsf(one));
-    amax = amax_of_lanes<1, kQuad>(amax);
+    const float amax = amax_of_lanes<1, kQuad>(value[i]);
     if (lane.quad == 0) shared.amax[buffer][warpgroup][lane.row + i * kLaneRowStep] = amax;
   }
   __syncthreads();
