@@ -43,11 +43,11 @@ from .bench import report, tables, timing
 from .bench.contenders import TORCH, WEIGHT_LAYOUTS, Contender, ours
 from .bench.measure import WrongResult, l2_bytes, relative_error
 from .bench.sides import BF16, FP32, SIDES, Buffers, Side, rotation, round_up
+from .bench.tables import LIMIT
 from .gpu import side_names
 
 HEADS = [4, 5, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128]
 S = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 200, 256, 384, 512, 700, 1024, 2048, 8192]
-LIMIT = 1.05
 SLOW = 1.7
 REPLAYS = 7
 ALIGN_BYTES = 1024  # of what is cut from a pool

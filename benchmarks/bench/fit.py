@@ -23,11 +23,12 @@ import torch
 from torch import Tensor
 
 from mla_fp8.config import Device, candidates, tiles
+from mla_fp8.formats import GROUP
 
 from . import report, tables
 from .sides import SIDES
+from .tables import LIMIT
 
-LIMIT = 1.05
 CLOSE = 1.03  # what a choice may exceed the best by at no cost
 NEAR = 1.3  # tiles whose modelled time has to be right
 CHOICE_WEIGHT, ERROR_WEIGHT, FAR_ERROR_WEIGHT = 20.0, 300.0, 3.0
@@ -56,16 +57,16 @@ class SideCells:
         measured = torch.full((len(rows), len(symbols)), math.inf, dtype=torch.float64)
         for i, row in enumerate(rows):
             problem, device = SIDES[row["side"]].problem(row["s"], row["heads"]), Device(**row["device"])
-            times = {**row["probed_us"], **tables.tile_times(row)}
+            times = tables.tile_times(row)
             for one in candidates(problem, device):
                 config, tile = one.config, one.config.tile
-                if tile.symbol not in symbols or tile.symbol not in times:
+                if tile.symbol not in times:
                     continue
                 j, cost = symbols.index(tile.symbol), one.cost
                 measured[i, j] = times[tile.symbol]
                 parts["f"][i, j] = cost.dram_us**2 + cost.l2_us**2 + cost.mma_us**2
                 parts["w"][i, j] = config.waves - 1
-                parts["b"][i, j] = 1 if tile.k else problem.k / 128
+                parts["b"][i, j] = 1 if tile.k else problem.k / GROUP
                 parts["v"][i, j] = tile.phased and config.grid_x > device.num_sms * config.ctas_per_sm
         cells = [(row["side"], row["heads"], row["s"]) for row in rows]
         return cls(symbols, cells, measured, parts["f"], parts["w"], parts["b"], parts["v"])

@@ -27,6 +27,7 @@ ROOT = HERE.parent
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 HEADS = 128
 WORST_CELLS = 3  # shown of each side
+LIMIT = 1.05  # of the best tile's time: what the chosen one may take
 EARNED = 1.03  # by how much a tile is the fastest where that counts
 PEER, TRITON = "torch.bmm", "fused Triton kernel"
 

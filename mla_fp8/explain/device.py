@@ -37,8 +37,7 @@ def device_limits(index: int = 0) -> Device:
 def modelled(device: Device | int | None) -> tuple[Device, str]:
     """The limits that `explain` takes for its `device`, and in words whose they are, where they are some GPU's."""
     if isinstance(device, Device):
-        is_h100 = all(getattr(device, name) == getattr(Device(), name) for name in Device._fields)
-        return device, H100 if is_h100 else ""
+        return device, H100 if device == Device() else ""
     if device is not None:
         return device_limits(device), f"cuda:{device}"
     if torch.cuda.is_available():
