@@ -43,6 +43,9 @@ struct Product {
   i64 s, heads, n, k, pe;
   Op op;
   Dtype x_dtype, out_dtype;
+  // e4m3 terms that a value of x becomes: 1, quantized (FP8 activations; also of e4m3 x); or 2 of
+  // bf16 and 3 of fp16, exact.
+  i32 terms;
 };
 
 }  // namespace mla_fp8

@@ -64,7 +64,13 @@ def bmm(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, *, m: int | None
 
 @_fake
 def absorb_q(
-    q_nope: Tensor, w_uk: Tensor, w_uk_scale: Tensor, q_pe: Tensor | None = None, out_scale: Tensor | None = None
+    q_nope: Tensor,
+    w_uk: Tensor,
+    w_uk_scale: Tensor,
+    q_pe: Tensor | None = None,
+    out_scale: Tensor | None = None,
+    *,
+    fp8_activations: bool = False,
 ) -> Tensor:
     s, h, _ = q_nope.shape
     width = w_uk.shape[1] + (0 if q_pe is None else q_pe.shape[2])
@@ -72,13 +78,22 @@ def absorb_q(
 
 
 @_fake
-def v_up(o_latent: Tensor, w_uv: Tensor, w_uv_scale: Tensor, out_scale: Tensor | None = None) -> Tensor:
+def v_up(
+    o_latent: Tensor,
+    w_uv: Tensor,
+    w_uv_scale: Tensor,
+    out_scale: Tensor | None = None,
+    *,
+    fp8_activations: bool = False,
+) -> Tensor:
     s, h, _ = o_latent.shape
     return o_latent.new_empty((s, h, w_uv.shape[1]), dtype=o_latent.dtype if out_scale is None else E4M3)
 
 
 @_fake
-def v_up_quantized(o_latent: Tensor, w_uv: Tensor, w_uv_scale: Tensor) -> tuple[Tensor, Tensor]:
+def v_up_quantized(
+    o_latent: Tensor, w_uv: Tensor, w_uv_scale: Tensor, *, fp8_activations: bool = False
+) -> tuple[Tensor, Tensor]:
     s, h, _ = o_latent.shape
     v_val = o_latent.new_empty((s, h * w_uv.shape[1]), dtype=E4M3)
     v_scale = o_latent.new_empty_strided((s, h), (1, _round_up(s, SCALE_ROWS_MULTIPLE)), dtype=torch.float32)

@@ -17,6 +17,15 @@ from torch import Tensor
 _ops = torch.ops.mla_fp8
 
 
+def _options(op: str, activations: str) -> dict[str, bool]:
+    """What the dispatcher is told of `activations`: nothing where it is the default, since an argument costs time."""
+    if activations == "exact":
+        return {}
+    if activations == "fp8":
+        return {"fp8_activations": True}
+    raise RuntimeError(f"{op}: activations must be 'exact' or 'fp8', got {activations!r}")
+
+
 def quantize_q_nope(
     q_nope: Tensor,
     *,
@@ -105,11 +114,12 @@ def absorb_q(
     q_pe: Tensor | None = None,
     out_scale: Tensor | None = None,
     *,
+    activations: str = "exact",
     out: Tensor | None = None,
 ) -> Tensor:
     """Make the query that attention over MLA's latent cache reads, in one kernel.
 
-    q[s, h, :R] = q_nope[s, h, :] · W_UK[h], with q_nope quantized to FP8 in registers; q[s, h, R:] = q_pe[s, h, :].
+    q[s, h, :R] = q_nope[s, h, :] · W_UK[h], q_nope exact or quantized to FP8; q[s, h, R:] = q_pe[s, h, :].
 
     Args:
         q_nope: [S, H, D] bf16 or fp16, D a multiple of 128 up to 16,384; the last dim contiguous.
@@ -138,9 +148,10 @@ def absorb_q(
         >>> absorb_q(q_nope, weights.w_uk, weights.w_uk_scale, q_pe).shape
         torch.Size([3, 2, 576])
     """
+    options = _options("absorb_q", activations)
     if out is None:
-        return _ops.absorb_q.default(q_nope, w_uk, w_uk_scale, q_pe, out_scale)
-    _ops.absorb_q.out(q_nope, w_uk, w_uk_scale, q_pe, out_scale, q_out=out)
+        return _ops.absorb_q.default(q_nope, w_uk, w_uk_scale, q_pe, out_scale, **options)
+    _ops.absorb_q.out(q_nope, w_uk, w_uk_scale, q_pe, out_scale, **options, q_out=out)
     return out
 
 
@@ -150,6 +161,7 @@ def v_up(
     w_uv_scale: Tensor,
     out_scale: Tensor | None = None,
     *,
+    activations: str = "exact",
     out: Tensor | None = None,
 ) -> Tensor:
     """Bring attention's latent output up to the value heads, in one kernel.
@@ -180,14 +192,20 @@ def v_up(
         >>> v_up(torch.randn(3, 2, 512, dtype=torch.bfloat16), weights.w_uv, weights.w_uv_scale).shape
         torch.Size([3, 2, 128])
     """
+    options = _options("v_up", activations)
     if out is None:
-        return _ops.v_up.default(o_latent, w_uv, w_uv_scale, out_scale)
-    _ops.v_up.out(o_latent, w_uv, w_uv_scale, out_scale, v_out=out)
+        return _ops.v_up.default(o_latent, w_uv, w_uv_scale, out_scale, **options)
+    _ops.v_up.out(o_latent, w_uv, w_uv_scale, out_scale, **options, v_out=out)
     return out
 
 
 def v_up_quantized(
-    o_latent: Tensor, w_uv: Tensor, w_uv_scale: Tensor, *, out: tuple[Tensor, Tensor] | None = None
+    o_latent: Tensor,
+    w_uv: Tensor,
+    w_uv_scale: Tensor,
+    *,
+    activations: str = "exact",
+    out: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Do what v_up does and quantize each head's 128 values, in one kernel: the input of a block-FP8 o_proj.
 
@@ -218,7 +236,8 @@ def v_up_quantized(
         >>> v_val.shape, v_scale.stride()
         (torch.Size([3, 256]), (1, 4))
     """
+    options = _options("v_up_quantized", activations)
     if out is None:
-        return _ops.v_up_quantized.default(o_latent, w_uv, w_uv_scale)
-    _ops.v_up_quantized.out(o_latent, w_uv, w_uv_scale, val_out=out[0], scale_out=out[1])
+        return _ops.v_up_quantized.default(o_latent, w_uv, w_uv_scale, **options)
+    _ops.v_up_quantized.out(o_latent, w_uv, w_uv_scale, **options, val_out=out[0], scale_out=out[1])
     return out

@@ -44,18 +44,23 @@ const struct {
     {"bmm(Tensor a, Tensor a_scale, Tensor b, Tensor b_scale, *, SymInt? m=None) -> Tensor", MAKE(bmm)},
     {"bmm.out(Tensor a, Tensor a_scale, Tensor b, Tensor b_scale, *, SymInt? m=None, Tensor(a!) c_out) -> ()",
      OUT(bmm)},
-    {"absorb_q(Tensor q_nope, Tensor w_uk, Tensor w_uk_scale, Tensor? q_pe=None, Tensor? out_scale=None) -> Tensor",
+    {"absorb_q(Tensor q_nope, Tensor w_uk, Tensor w_uk_scale, Tensor? q_pe=None, Tensor? out_scale=None, *, "
+     "bool fp8_activations=False) -> Tensor",
      MAKE(absorb_q)},
     {"absorb_q.out(Tensor q_nope, Tensor w_uk, Tensor w_uk_scale, Tensor? q_pe=None, Tensor? out_scale=None, *, "
-     "Tensor(a!) q_out) -> ()",
+     "bool fp8_activations=False, Tensor(a!) q_out) -> ()",
      OUT(absorb_q)},
-    {"v_up(Tensor o_latent, Tensor w_uv, Tensor w_uv_scale, Tensor? out_scale=None) -> Tensor", MAKE(v_up)},
-    {"v_up.out(Tensor o_latent, Tensor w_uv, Tensor w_uv_scale, Tensor? out_scale=None, *, Tensor(a!) v_out) -> ()",
+    {"v_up(Tensor o_latent, Tensor w_uv, Tensor w_uv_scale, Tensor? out_scale=None, *, "
+     "bool fp8_activations=False) -> Tensor",
+     MAKE(v_up)},
+    {"v_up.out(Tensor o_latent, Tensor w_uv, Tensor w_uv_scale, Tensor? out_scale=None, *, "
+     "bool fp8_activations=False, Tensor(a!) v_out) -> ()",
      OUT(v_up)},
-    {"v_up_quantized(Tensor o_latent, Tensor w_uv, Tensor w_uv_scale) -> (Tensor v_val, Tensor v_scale)",
+    {"v_up_quantized(Tensor o_latent, Tensor w_uv, Tensor w_uv_scale, *, bool fp8_activations=False) "
+     "-> (Tensor v_val, Tensor v_scale)",
      MAKE(v_up_quantized)},
-    {"v_up_quantized.out(Tensor o_latent, Tensor w_uv, Tensor w_uv_scale, *, Tensor(a!) val_out, "
-     "Tensor(b!) scale_out) -> ()",
+    {"v_up_quantized.out(Tensor o_latent, Tensor w_uv, Tensor w_uv_scale, *, bool fp8_activations=False, "
+     "Tensor(a!) val_out, Tensor(b!) scale_out) -> ()",
      OUT(v_up_quantized)},
 };
 

@@ -27,7 +27,7 @@ void take_weight(const Checks& check, const Argument& w, const Argument& w_scale
   copy_strides(product.w_scale_stride, w_scale.view, {0, 1, 2});
 }
 
-Product take_inputs(const Checks& check, Op op, Arguments inputs, const Forms& forms) {
+Product take_inputs(const Checks& check, Op op, Arguments inputs, const Forms& forms, bool fp8_activations) {
   const Argument missing{"", View{}};
   const auto input = [&](size_t i) -> const Argument& { return i < inputs.size() ? inputs.begin()[i] : missing; };
   const Argument &x = input(0), &out_scale = input(3), &q_pe = input(4);
@@ -51,6 +51,7 @@ Product take_inputs(const Checks& check, Op op, Arguments inputs, const Forms& f
   check.inputs(inputs);
   product.out_scale = static_cast<const float*>(out_scale.view.data);
   product.x_dtype = x.view.dtype;
+  product.terms = fp8_activations ? 1 : product.x_dtype == Dtype::kFp16 ? 3 : 2;
   product.out_dtype = out_scale.view ? Dtype::kE4m3 : product.x_dtype;
   return product;
 }

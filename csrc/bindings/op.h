@@ -33,7 +33,7 @@ void take_weight(const Checks& check, const Argument& w, const Argument& w_scale
 
 // Checks x, w, w_scale and, of an op that takes them, out_scale and q_pe; fills all but the
 // outputs.
-Product take_inputs(const Checks& check, Op op, Arguments inputs, const Forms& forms);
+Product take_inputs(const Checks& check, Op op, Arguments inputs, const Forms& forms, bool fp8_activations);
 
 // A result, and the tensor that it is written into where the caller gave one.
 struct Result {

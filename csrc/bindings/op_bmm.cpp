@@ -28,6 +28,7 @@ Tensor bmm(const Tensor* c_out, const Tensor& a_, const Tensor& a_scale_, const 
   product.x_scale = static_cast<const float*>(a_scale.view.data);
   copy_strides(product.x_scale_stride, a_scale.view, {1, 0, 2});
   product.x_dtype = Dtype::kE4m3;
+  product.terms = 1;
   product.out_dtype = Dtype::kBf16;
   const Tensor c =
       place(check, {"c_out", "[B, m, N]", product.out_dtype, c_out}, {product.heads, product.s, product.n}, inputs);

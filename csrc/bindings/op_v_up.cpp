@@ -5,11 +5,11 @@ namespace mla_fp8::ops {
 static constexpr Forms kForms = {"[S, H, R]", "R", "[H, V, R]", "V", "[H, V/128, R/128]"};
 
 Tensor v_up(const Tensor* v_out, const Tensor& o_latent, const Tensor& w_uv, const Tensor& w_uv_scale,
-            const OptionalTensor& out_scale) {
+            const OptionalTensor& out_scale, bool fp8_activations) {
   const Checks check("v_up");
   const Arguments inputs = {
       {"o_latent", o_latent}, {"w_uv", w_uv}, {"w_uv_scale", w_uv_scale}, {"out_scale", out_scale}};
-  Product product = take_inputs(check, Op::kVUp, inputs, kForms);
+  Product product = take_inputs(check, Op::kVUp, inputs, kForms, fp8_activations);
   const Tensor v =
       place(check, {"v_out", "[S, H, V]", product.out_dtype, v_out}, {product.s, product.heads, product.n}, inputs);
   set_output(product, view_of(v));
@@ -18,10 +18,10 @@ Tensor v_up(const Tensor* v_out, const Tensor& o_latent, const Tensor& w_uv, con
 }
 
 TwoTensors v_up_quantized(const Tensor* val_out, const Tensor* scale_out, const Tensor& o_latent, const Tensor& w_uv,
-                          const Tensor& w_uv_scale) {
+                          const Tensor& w_uv_scale, bool fp8_activations) {
   const Checks check("v_up_quantized");
   const Arguments inputs = {{"o_latent", o_latent}, {"w_uv", w_uv}, {"w_uv_scale", w_uv_scale}};
-  Product product = take_inputs(check, Op::kVUp, inputs, kForms);
+  Product product = take_inputs(check, Op::kVUp, inputs, kForms, fp8_activations);
   if (product.n != kScaleGroup) {
     check.fail("w_uv", "have V = 128, one scale group a head", shape_of(inputs.begin()[1].view));
   }
