@@ -51,7 +51,7 @@ Product take_inputs(const Checks& check, Op op, Arguments inputs, const Forms& f
   check.inputs(inputs);
   product.out_scale = static_cast<const float*>(out_scale.view.data);
   product.x_dtype = x.view.dtype;
-  product.terms = fp8_activations ? 1 : product.x_dtype == Dtype::kFp16 ? 3 : 2;
+  product.terms = fp8_activations ? 1 : product.x_dtype == Dtype::kFp16 ? kMostTerms : kBf16Terms;
   product.out_dtype = out_scale.view ? Dtype::kE4m3 : product.x_dtype;
   return product;
 }

@@ -43,20 +43,22 @@ constexpr bool every_line_is_sane() {
 }
 
 // Is there a tile that takes every supported problem of this op and output on a Hopper GPU?
-constexpr bool is_total(Op op, int out_bytes) {
+constexpr bool is_total(Op op, int out_bytes, int terms) {
   for (const Tile& tile : kTiles) {
     const bool any_extent = tile.k == 0 && tile.n == kScaleGroup;
     const bool any_output = tile.out_bytes == 0 || tile.out_bytes == out_bytes;
+    const bool any_terms = tile.terms >= terms;
     const bool any_alignment = tile.align_bytes <= least_align_bytes(op);
     const bool fits = fits_smem(tile, Device{}) && fits_threads(tile, Device{}) && fits_registers(tile, Device{});
-    if (tile.op == op && any_extent && any_output && any_alignment && fits) return true;
+    if (tile.op == op && any_extent && any_terms && any_output && any_alignment && fits) return true;
   }
   return false;
 }
 
 static_assert(every_line_is_sane(), "a line of tiles.h has a size that no launch can have");
-static_assert(is_total(Op::kQuantizeQNope, 1) && is_total(Op::kBmm, 2) && is_total(Op::kAbsorbQ, 2) &&
-                  is_total(Op::kAbsorbQ, 1) && is_total(Op::kVUp, 2) && is_total(Op::kVUp, 1),
+static_assert(is_total(Op::kQuantizeQNope, 1, 1) && is_total(Op::kBmm, 2, 1) && is_total(Op::kAbsorbQ, 2, kMostTerms) &&
+                  is_total(Op::kAbsorbQ, 1, kMostTerms) && is_total(Op::kVUp, 2, kMostTerms) &&
+                  is_total(Op::kVUp, 1, kMostTerms),
               "an op needs a tile of 128 columns that takes every k and unaligned activations");
 
 int64_t columns_of(const Problem& p) { return p.op == Op::kQuantizeQNope ? p.k : p.n; }
@@ -96,6 +98,7 @@ bool can_run(const Tile& tile, const Problem& p, const Device& d, std::string* r
        " bytes, these are aligned to ", p.align_bytes);
   need(tile.k == 0 || tile.k == p.k, "takes k = ", tile.k, " only, k is ", p.k);
   need(columns_of(p) % tile.n == 0, "makes ", tile.n, " columns at a time, which do not divide ", columns_of(p));
+  need(p.terms <= tile.terms, "splits activations into ", tile.terms, " terms at most, these have ", p.terms);
   need(tile.out_bytes == 0 || tile.out_bytes == p.out_bytes, "writes ", tile.out_bytes,
        "-byte elements, the output has ", p.out_bytes, "-byte ones");
   return can;
@@ -150,7 +153,7 @@ Cost add_cost(Config& config, const Problem& p, const Device& d) {
   const double sm_ctas = static_cast<double>(ceil_div(config.grid_x, d.num_sms));
   // The tile's times are those of a block of k where it takes any k, else of all of k.
   const double blocks = tile.k == 0 ? static_cast<double>(p.k) / kScaleGroup : 1;
-  const double tile_flops = p.op == Op::kQuantizeQNope ? 0 : 2.0 * tile.m * tile.n * p.k;
+  const double tile_flops = p.op == Op::kQuantizeQNope ? 0 : 2.0 * tile.m * tile.n * p.k * p.terms;
 
   const bool is_mixed = !tile.phased && bytes.output > bytes.activations;
   const double dram_bytes = is_mixed ? config.modelled_bytes + (bytes.activations + bytes.output) * (1 / kMixedDram - 1)

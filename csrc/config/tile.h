@@ -29,6 +29,7 @@ struct Tile {
   int threads;
   int smem_bytes;  // dynamic
   int align_bytes;  // that activation pointers and strides must have
+  int terms;  // the most that it splits activations into
   int out_bytes;  // an output element: 2 (bf16, fp16) or 1 (e4m3); 0: any
   int ctas_per_sm;  // that registers are limited for (__launch_bounds__)
   int regs;  // most registers a thread, from ctas_per_sm
@@ -53,6 +54,7 @@ constexpr Tile tile_of(const char* symbol, Op op, int ctas_per_sm, double start_
           Schedule::kThreads,
           std::is_empty_v<typename Schedule::Shared> ? 0 : static_cast<int>(sizeof(typename Schedule::Shared)),
           Schedule::kAlignBytes,
+          Schedule::kMostTerms,
           Schedule::kOutBytes,
           ctas_per_sm,
           max_registers(Schedule::kThreads, ctas_per_sm),

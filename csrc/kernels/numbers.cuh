@@ -100,16 +100,95 @@ MLA_FP8_DEVICE float amax_of_lanes(const float (&value)[kValues]) {
   return amax;
 }
 
-// The 1x128 quantization of docs/numerics.md: words of two activations -> half as many words of
-// four e4m3; returns the scale of the group, whose amax_bits are given. There is no shuffle in
-// here, because it is called in a branch.
-template <class Element, int kWords>
-MLA_FP8_DEVICE float quantize_as(const u32 (&words)[kWords], u32 amax, u32 (&packed)[kWords / 2]) {
-  const float scale = group_scale(Element::low(amax));
-  const float multiplier = group_multiplier(scale);
+// How 16-bit values become e4m3 terms, whose sum times their group's scale they are. One term is
+// the 1x128 quantization of docs/numerics.md. Two of bf16 and three of fp16 hold every bit of all
+// but the least values: each is what the ones before it left, rounded, and the scale is the least
+// power of two that makes the group's amax at most 448.
+template <class Element_, int kTerms_>
+struct Split {
+  using Element = Element_;
+  static constexpr int kTerms = kTerms_;
+};
+
+// Calls use(Split{}) with what the product asks for. It branches once, so that nothing inside has
+// to; a tile that takes at most kMostTerms is never asked for more.
+template <int kMostTerms, class Use>
+MLA_FP8_DEVICE void with_split(i32 terms, bool is_fp16, const Use& use) {
+  if (kMostTerms >= 2 && terms == 2) {
+    use(Split<Bf16, 2>{});
+  } else if (kMostTerms >= 3 && terms == 3) {
+    use(Split<Fp16, 3>{});
+  } else if (is_fp16) {
+    use(Split<Fp16, 1>{});
+  } else {
+    use(Split<Bf16, 1>{});
+  }
+}
+
+// Calls use(count) with their number alone.
+template <int kCount_>
+struct TermCount {
+  static constexpr int kCount = kCount_;
+};
+template <int kMostTerms, class Use>
+MLA_FP8_DEVICE void with_terms(i32 terms, const Use& use) {
+  if (kMostTerms >= 2 && terms == 2) {
+    use(TermCount<2>{});
+  } else if (kMostTerms >= 3 && terms == 3) {
+    use(TermCount<3>{});
+  } else {
+    use(TermCount<1>{});
+  }
+}
+
+// The least power of two s >= 2^-126 for which amax <= 448 s, as its biased exponent: 448 is 1.75 x
+// 2^8, so a significand above 1.75 takes the next one.
+MLA_FP8_DEVICE u32 least_exponent(float amax) {
+  constexpr u32 kPastThreeQuarters = 0x1fffff;  // carries into the exponent
+  const i32 exponent = static_cast<i32>((__float_as_uint(amax) + kPastThreeQuarters) >> 23) - 8;
+  return static_cast<u32>(max(exponent, 1));
+}
+
+// Words of two activations -> of each term half as many words of four e4m3, the greatest term
+// first; returns the scale of the group, whose amax_bits are given. A group with NaN or Inf has
+// scale NaN, or in one term Inf. There is no shuffle in here, because it is called in a branch.
+template <class S, int kWords>
+MLA_FP8_DEVICE float split(const u32 (&words)[kWords], u32 amax_bits, u32 (&term)[S::kTerms][kWords / 2]) {
+  using Element = typename S::Element;
+  const float amax = Element::low(amax_bits);
+  if constexpr (S::kTerms == 1) {
+    const float scale = group_scale(amax);
+    const float multiplier = group_multiplier(scale);
 #pragma unroll
-  for (int i = 0; i < kWords / 2; ++i) packed[i] = e4m3x4_scaled<Element>(words[2 * i], words[2 * i + 1], multiplier);
-  return scale;
+    for (int i = 0; i < kWords / 2; ++i)
+      term[0][i] = e4m3x4_scaled<Element>(words[2 * i], words[2 * i + 1], multiplier);
+    return scale;
+  } else {
+    const u32 exponent = least_exponent(amax);
+    const float multiplier = __uint_as_float((254 - exponent) << 23);
+#pragma unroll
+    for (int i = 0; i < kWords / 2; ++i) {
+      float rest[4];
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        rest[2 * j] = __fmul_rn(Element::low(words[2 * i + j]), multiplier);
+        rest[2 * j + 1] = __fmul_rn(Element::high(words[2 * i + j]), multiplier);
+      }
+#pragma unroll
+      for (int t = 0; t < S::kTerms; ++t) {
+        const u32 packed = e4m3x4(rest[0], rest[1], rest[2], rest[3]);
+        term[t][i] = packed;
+        if (t + 1 == S::kTerms) break;
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          const u32 halves = ptx::cvt_rn_f16x2_e4m3x2(static_cast<u16>(packed >> 16 * j));
+          rest[2 * j] = __fsub_rn(rest[2 * j], Fp16::low(halves));
+          rest[2 * j + 1] = __fsub_rn(rest[2 * j + 1], Fp16::high(halves));
+        }
+      }
+    }
+    return amax <= kFloatMax ? __uint_as_float(exponent << 23) : __uint_as_float(0x7fffffffu);
+  }
 }
 
 }  // namespace mla_fp8

@@ -45,6 +45,7 @@ struct Rows {
   static constexpr int kOutBytes = 0;
   static constexpr int kAlignBytes = kAlignBytes_;
   static constexpr bool kPersistent = false, kLeavesRoom = false, kPhased = false;
+  static constexpr int kMostTerms = 1;
   static constexpr sm90::WeightOrder kOrder{};  // it has no weights
   static constexpr bool kAligned = kAlignBytes == kLoadBytes;
   using Params = quantize_q_nope::Params;

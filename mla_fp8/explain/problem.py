@@ -23,6 +23,7 @@ def problem_for(
     k: int | None = None,
     pe: int = 0,
     m_alignment: int = DEFAULT_M_ALIGNMENT,
+    activations: str = "exact",
     out_dtype: object = None,
     align_bytes: int = 16,
 ) -> Problem:
@@ -61,6 +62,7 @@ def problem_for(
         pe=pe,
         m=-(-s // m_alignment) * m_alignment if op == "quantize_q_nope" else 0,
         in_bytes=1 if op == "bmm" else 2,
+        terms=2 if activations == "exact" and op not in ("quantize_q_nope", "bmm") else 1,
         out_bytes=OUT_BYTES[dtype],
         align_bytes=align_bytes,
     )

@@ -15,6 +15,13 @@ MLA_FP8_DEVICE u16 cvt_rn_satfinite_e4m3x2_f32(float low, float high) {
   return packed;
 }
 
+// Two e4m3 -> two fp16, exact. Used where a value's next term is what the last one left.
+MLA_FP8_DEVICE u32 cvt_rn_f16x2_e4m3x2(u16 packed) {
+  u32 halves;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(packed));
+  return halves;
+}
+
 // fp16 -> fp32, exact. Used by every kernel that reads fp16.
 MLA_FP8_DEVICE float cvt_f32_f16(u16 half) {
   float value;

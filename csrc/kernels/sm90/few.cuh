@@ -52,7 +52,7 @@ template <class C>
 using Tokens = float[C::kTileM / 4][C::kLaneColumns];  // a lane's tokens and their columns
 
 // The warpgroup's weight tiles times the rows. Every block of k is scaled, k ascending.
-template <class C>
+template <class C, int kTerms>
 MLA_FP8_DEVICE void multiply_tokens(Tokens<C>& value, typename C::Shared& shared, int warpgroup,
                                     const float (&w_scale)[C::kBlocks], const SwappedLane& lane) {
   constexpr int kTokens = C::kTileM;
@@ -64,7 +64,7 @@ MLA_FP8_DEVICE void multiply_tokens(Tokens<C>& value, typename C::Shared& shared
     ptx::wgmma_fence_sync_aligned();
 #pragma unroll
     for (int i = 0; i < C::kTiles; ++i)
-      multiply_group<kTokens>(product[k][i], shared.w[warpgroup][k][i], shared.rows[k]);
+      multiply_group<kTokens, kTerms>(product[k][i], shared.w[warpgroup][k][i], 0, shared.rows[0][k], C::kPlaneBytes);
   }
   ptx::wgmma_commit_group_sync_aligned();
   ptx::wgmma_wait_group_sync_aligned<0>();
@@ -105,7 +105,7 @@ MLA_FP8_DEVICE void share_row_scales(const Product& p, typename C::Shared& share
   __syncthreads();
 }
 
-// A thread's rows of a tile: loaded, then quantized to shared memory.
+// A thread's rows of a tile: loaded, then split to shared memory.
 template <class C>
 struct FewRowsLoader {
   const Product& p;
@@ -126,21 +126,13 @@ struct FewRowsLoader {
     }
   }
 
-  template <class Element>
-  MLA_FP8_DEVICE void quantize_to(typename C::Shared& shared) const {
+  template <class S>
+  MLA_FP8_DEVICE void split_to(typename C::Shared& shared) const {
+    if (!has_rows()) return;
 #pragma unroll
     for (int i = 0; i < C::kSlots; ++i) {
       const int at = row() + i * C::kRowsAtOnce;
-      quantize_part_as<Element>(shared.rows[block()], &shared.scale[block()][at], part[i], at, lane());
-    }
-  }
-
-  MLA_FP8_DEVICE void quantize(typename C::Shared& shared, bool is_fp16) const {
-    if (!has_rows()) return;
-    if (is_fp16) {
-      quantize_to<Fp16>(shared);
-    } else {
-      quantize_to<Bf16>(shared);
+      split_part<S, C::kPlaneBytes>(shared.rows[0][block()], &shared.scale[block()][at], part[i], at, lane());
     }
     ptx::fence_proxy_async_shared_cta();
   }
@@ -183,14 +175,16 @@ MLA_FP8_DEVICE void run_few(const Params& params, typename C::Shared& shared) {
 #pragma unroll
     for (int k = 0; k < C::kBlocks; ++k) w_scale[k] = w_scale_from[k * p.w_scale_stride[2]];
     pe.multiplier = read_multiplier<Store>(p);
-    rows.quantize(shared, p.x_dtype == Dtype::kFp16);
+    with_split<C::kMostTerms>(p.terms, p.x_dtype == Dtype::kFp16,
+                              [&](auto split) { rows.template split_to<decltype(split)>(shared); });
     if (Store::kPe && p.pe != 0) {
       pe.store(chunk);
       pe.copy_from(first_row, 1);
     }
     __syncthreads();
     Tokens<C> value;
-    multiply_tokens<C>(value, shared, warpgroup, w_scale, lane);
+    with_terms<C::kMostTerms>(
+        p.terms, [&](auto terms) { multiply_tokens<C, terms.kCount>(value, shared, warpgroup, w_scale, lane); });
     with_output<Store, true>(p, [&](auto element) {
       const bool has_row_scale = element.kBytes == 1 && Store::kRowScale && p.out_row_scale != nullptr;
       if (has_row_scale) share_row_scales<C>(p, shared, value, first_row, at.head, lane);

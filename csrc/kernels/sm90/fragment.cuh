@@ -16,24 +16,31 @@
 
 namespace mla_fp8::sm90 {
 
-// The A fragments of a 64x128 tile, and the scales of the lane's two rows.
+// The A fragments of a 64x128 tile, of each term, and the scales of the lane's two rows.
+template <int kMostTerms>
 struct Fragment {
-  u32 a[kSteps][4];
+  u32 a[kMostTerms][kSteps][4];
   float scale[kLaneRows];
 };
 
-// product [64,128] = the fragment times the weight tile's transpose, complete on return.
-MLA_FP8_DEVICE void multiply_fragment(float (&product)[64], Fragment& fragment, const u8* tile) {
+// product [64,128] = the fragment times the weight tile's transpose, the least term first; complete
+// on return.
+template <int kTerms, int kMostTerms>
+MLA_FP8_DEVICE void multiply_fragment(float (&product)[64], Fragment<kMostTerms>& fragment, const u8* tile) {
   const u64 descriptor = descriptor_of(tile);
 #pragma unroll
-  for (auto& step : fragment.a) {
+  for (int term = 0; term < kTerms; ++term) {
 #pragma unroll
-    for (u32& word : step) ptx::settle(word);
+    for (auto& step : fragment.a[term]) {
+#pragma unroll
+      for (u32& word : step) ptx::settle(word);
+    }
   }
   ptx::wgmma_fence_sync_aligned();
 #pragma unroll
-  for (int step = 0; step < kSteps; ++step)
-    ptx::wgmma_m64n128k32_f32_e4m3_e4m3(product, fragment.a[step], descriptor + step * kStepDescriptor, step != 0);
+  for (int i = 0; i < kTerms * kSteps; ++i)
+    ptx::wgmma_m64n128k32_f32_e4m3_e4m3(product, fragment.a[kTerms - 1 - i / kSteps][i % kSteps],
+                                        descriptor + i % kSteps * kStepDescriptor, i != 0);
   ptx::wgmma_commit_group_sync_aligned();
   ptx::wgmma_wait_group_sync_aligned<0>();
 }
@@ -45,8 +52,8 @@ struct FragmentSource;
 
 // 16-bit rows. In a stage, a warp has its 16 rows. Pairs of vectors are swizzled by row, so that
 // the 8 bytes of 16 lanes lie in 32 different banks.
-template <class C>
-struct FragmentSource<C, Quantize> {
+template <class C, int kMostTerms>
+struct FragmentSource<C, Terms<kMostTerms>> {
   const Product& p;
   const u16* from;  // the head's
   int quad;
@@ -78,7 +85,7 @@ struct FragmentSource<C, Quantize> {
     }
   }
 
-  MLA_FP8_DEVICE void consume(typename C::Stage& stage, Fragment& fragment) const {
+  MLA_FP8_DEVICE void consume(typename C::Stage& stage, Fragment<kMostTerms>& fragment) const {
     const int lane = threadIdx.x % kWarp;
     RawRow raw[kLaneRows];
     __syncwarp();  // every lane has waited for its copies
@@ -90,10 +97,10 @@ struct FragmentSource<C, Quantize> {
       raw[row][2 * half] = words.x, raw[row][2 * half + 1] = words.y;
     }
     __syncwarp();  // the next rows may come
-    quantize(raw, fragment);
+    split_rows(raw, fragment);
   }
 
-  MLA_FP8_DEVICE void load(i64 row, i32 block, Fragment& fragment) const {
+  MLA_FP8_DEVICE void load(i64 row, i32 block, Fragment<kMostTerms>& fragment) const {
     RawRow raw[kLaneRows];
 #pragma unroll
     for (int i = 0; i < 2 * kLaneRows * kSteps; ++i) {
@@ -109,24 +116,25 @@ struct FragmentSource<C, Quantize> {
         to[0] = words[0] | static_cast<u32>(words[1]) << 16, to[1] = words[2] | static_cast<u32>(words[3]) << 16;
       }
     }
-    quantize(raw, fragment);
+    split_rows(raw, fragment);
   }
 
-  MLA_FP8_DEVICE void quantize(const RawRow (&raw)[kLaneRows], Fragment& fragment) const {
-    u32 packed[kLaneRows][2 * kSteps];
+  MLA_FP8_DEVICE void split_rows(const RawRow (&raw)[kLaneRows], Fragment<kMostTerms>& fragment) const {
     const u32 amax[kLaneRows] = {amax_bits<kQuad>(raw[0]), amax_bits<kQuad>(raw[1])};
-    if (p.x_dtype == Dtype::kFp16) {
+    with_split<kMostTerms>(p.terms, p.x_dtype == Dtype::kFp16, [&](auto how) {
+      using S = decltype(how);
 #pragma unroll
-      for (int i = 0; i < kLaneRows; ++i) fragment.scale[i] = quantize_as<Fp16>(raw[i], amax[i], packed[i]);
-    } else {
+      for (int i = 0; i < kLaneRows; ++i) {
+        u32 packed[S::kTerms][2 * kSteps];
+        fragment.scale[i] = split<S>(raw[i], amax[i], packed);
 #pragma unroll
-      for (int i = 0; i < kLaneRows; ++i) fragment.scale[i] = quantize_as<Bf16>(raw[i], amax[i], packed[i]);
-    }
+        for (int term = 0; term < S::kTerms; ++term) {
 #pragma unroll
-    for (int i = 0; i < kLaneRows; ++i) {
-#pragma unroll
-      for (int half = 0; half < 2 * kSteps; ++half) fragment.a[half / 2][half % 2 * 2 + i] = packed[i][half];
-    }
+          for (int half = 0; half < 2 * kSteps; ++half)
+            fragment.a[term][half / 2][half % 2 * 2 + i] = packed[term][half];
+        }
+      }
+    });
   }
 };
 
@@ -166,7 +174,7 @@ struct FragmentSource<C, Taken> {
     }
   }
 
-  MLA_FP8_DEVICE void consume(const typename C::Stage& stage, Fragment& fragment) const {
+  MLA_FP8_DEVICE void consume(const typename C::Stage& stage, Fragment<1>& fragment) const {
     const int thread = threadIdx.x % kWarpgroup;
     Vectors vectors;
 #pragma unroll
@@ -176,7 +184,7 @@ struct FragmentSource<C, Taken> {
     for (int i = 0; i < kLaneRows; ++i) fragment.scale[i] = stage.scale[i][thread];
   }
 
-  MLA_FP8_DEVICE void load(i64 row, i32 block, Fragment& fragment) const {
+  MLA_FP8_DEVICE void load(i64 row, i32 block, Fragment<1>& fragment) const {
     Vectors vectors;
 #pragma unroll
     for (int i = 0; i < kLaneRows * kVectors; ++i) {
@@ -201,12 +209,12 @@ struct FragmentSource<C, Taken> {
   }
 
   // Lane t has columns 16 t.. of each 64, and gets 4 t.., 16 + 4 t.., 32 + 4 t.., 48 + 4 t...
-  MLA_FP8_DEVICE void arrange(Vectors& vectors, Fragment& fragment) const {
+  MLA_FP8_DEVICE void arrange(Vectors& vectors, Fragment<1>& fragment) const {
 #pragma unroll
     for (int i = 0; i < kLaneRows * kVectors; ++i) {
       transpose(vectors[i]);
 #pragma unroll
-      for (int j = 0; j < 4; ++j) fragment.a[i % kVectors * 2 + j / 2][j % 2 * 2 + i / kVectors] = vectors[i][j];
+      for (int j = 0; j < 4; ++j) fragment.a[0][i % kVectors * 2 + j / 2][j % 2 * 2 + i / kVectors] = vectors[i][j];
     }
   }
 

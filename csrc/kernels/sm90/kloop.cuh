@@ -184,7 +184,7 @@ MLA_FP8_DEVICE void run_kloop(const Params& params, typename C::Shared& shared) 
 #pragma unroll 1
     for (i32 block = 0; block < blocks; ++block) {
       const float w_scale = w_scale_from[block * p.w_scale_stride[2]];
-      Fragment fragment;
+      Fragment<C::kMostTerms> fragment;
       if constexpr (C::kStaged) {
         ptx::cp_async_wait_group<kStages - 1>();
         source.consume(shared.stage[stage][warpgroup], fragment);
@@ -194,7 +194,8 @@ MLA_FP8_DEVICE void run_kloop(const Params& params, typename C::Shared& shared) 
         source.load(row, block, fragment);
       }
       float product[64];
-      multiply_fragment(product, fragment, ring.acquire(block));
+      const u8* tile = ring.acquire(block);
+      with_terms<C::kMostTerms>(p.terms, [&](auto terms) { multiply_fragment<terms.kCount>(product, fragment, tile); });
       ring.release();
       float scale[kLaneRows];
 #pragma unroll

@@ -1,5 +1,5 @@
-// Rows on their way to shared memory, where wgmma reads them: quantized once for all warpgroups of
-// a CTA.
+// Rows on their way to shared memory, where wgmma reads them: split once for all warpgroups of a
+// CTA, into planes of e4m3 terms.
 //
 // Eight threads hold a row's group of 128, 16 elements each: those from columns 8 t and 64 + 8 t
 // on, 8 each. The tile is [rows][128] e4m3 under the 128-byte swizzle, as the weights are. Rows
@@ -51,17 +51,20 @@ MLA_FP8_DEVICE void take_part(RowPart& part, const u8 (&from)[2][kThreads][kVect
   }
 }
 
-// The 1x128 quantization of docs/numerics.md: the row's values go to `tile`, its scale to `scale`.
-// All lanes of a warp call it.
-template <class Element>
-MLA_FP8_DEVICE void quantize_part_as(u8* tile, float* scale, const RowPart& part, int row, int lane) {
-  u32 packed[4];
-  const float row_scale = quantize_as<Element>(part.word, amax_bits<kParts>(part.word), packed);
+// The row's terms go to the planes of `tile`, kPlaneBytes apart, its scale to `scale`. All lanes of
+// a warp call it.
+template <class S, int kPlaneBytes>
+MLA_FP8_DEVICE void split_part(u8* tile, float* scale, const RowPart& part, int row, int lane) {
+  u32 term[S::kTerms][4];
+  const float row_scale = split<S>(part.word, amax_bits<kParts>(part.word), term);
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int chunk = half * kHalf / kVectorBytes + lane / 2;  // of 16 bytes
-    u8* to = tile + row * kGroup + (chunk ^ row % 8) * kVectorBytes + lane % 2 * 8;
-    *reinterpret_cast<uint2*>(to) = make_uint2(packed[2 * half], packed[2 * half + 1]);
+  for (int t = 0; t < S::kTerms; ++t) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int chunk = half * kHalf / kVectorBytes + lane / 2;  // of 16 bytes
+      u8* to = tile + t * kPlaneBytes + row * kGroup + (chunk ^ row % 8) * kVectorBytes + lane % 2 * 8;
+      *reinterpret_cast<uint2*>(to) = make_uint2(term[t][2 * half], term[t][2 * half + 1]);
+    }
   }
   if (lane == 0) *scale = row_scale;
 }

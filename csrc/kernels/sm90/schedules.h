@@ -9,8 +9,8 @@
 //   KLoop       any k: rows go to registers, and weights through a ring of stages, which keeps them
 //               if all of k fits
 //
-// A row source says how 128 columns of a row become e4m3 and a scale; a store, what becomes of the
-// sums.
+// A row source says how 128 columns of a row become e4m3 terms and a scale; a store, what becomes
+// of the sums.
 #pragma once
 
 #include "kernels/sm90/weight_order.h"
@@ -34,13 +34,14 @@ struct Params {
   u32 phase_slot;  // of phases.cuh
 };
 
-// Row sources. Room is left for two more: TwoPlanes (16-bit rows as two e4m3 terms) and Combined
-// (split-KV partials).
-struct Quantize {  // 16-bit rows, quantized in 1x128 groups (docs/numerics.md)
-  static constexpr int kInBytes = 2;
+// Row sources. kMostTerms is the number of e4m3 terms a value of which there is room for. Room is
+// left for one more source: Combined (split-KV partials).
+template <int kMostTerms_>
+struct Terms {  // 16-bit rows, as product.terms terms in 1x128 groups (docs/numerics.md)
+  static constexpr int kInBytes = 2, kMostTerms = kMostTerms_;
 };
 struct Taken {  // e4m3 rows with their scales
-  static constexpr int kInBytes = 1;
+  static constexpr int kInBytes = 1, kMostTerms = 1;
 };
 
 // Stores. kOutBytes is the bytes of an output element, or 0 where the product's dtype says it at
@@ -68,6 +69,7 @@ struct Schedule {
   using Params = sm90::Params;
   static constexpr int kWarpgroups = kWarpgroups_;
   static constexpr int kThreads = kWarpgroups * kWarpgroup;
+  static constexpr int kMostTerms = Rows::kMostTerms;
   static constexpr int kOutBytes = Store::kOutBytes;
   // Neighbouring columns that a lane stores at once: 16 bytes, or 8 where kOutBytes is 0 and out is
   // e4m3.
@@ -95,13 +97,14 @@ struct FewRows : Schedule<Rows, Store, kWarpgroups_> {
   static constexpr int kRowLanes = kBlocks * kParts;  // threads that hold a row
   static constexpr int kRowsAtOnce = Base::kThreads / kRowLanes;
   static constexpr int kSlots = (kTokens + kRowsAtOnce - 1) / kRowsAtOnce;  // rows of a thread
+  static constexpr int kPlaneBytes = kTokens * kK;  // the rows' terms of one rank
   static_assert(kTokens % kRowsAtOnce == 0 || kTokens < kRowsAtOnce);
   static_assert(kBlocks <= kWarpgroupWarps);  // a warp starts one block's copy
 
   struct Shared {
     // In the 128-byte swizzle, which repeats every 1024 bytes.
     alignas(1024) u8 w[kWarpgroups_][kBlocks][kTiles][kWgmmaM * kGroup];
-    alignas(1024) u8 rows[kBlocks][kTokens * kGroup];  // e4m3, likewise
+    alignas(1024) u8 rows[Rows::kMostTerms][kBlocks][kTokens * kGroup];  // e4m3, likewise
     float scale[kBlocks][kTokens];
     float amax[Store::kRowScale ? Base::kThreads / kWarp : 1][kTokens];  // of each warp's columns
     float multiplier[kTokens];
@@ -132,22 +135,26 @@ struct SharedRows : Schedule<Rows, Store, kWarpgroups_> {
   static constexpr int kSlots = kTileM * kBlocks / kSlotRows;  // of a thread
   static_assert(kTileM % kSlotRows == 0 && kChunkN % kColumns == 0 && kStages <= Base::kThreads / kWarp);
 
-  // What is kept of a row tile: the e4m3 rows, their scales, and in phases q_pe as it will be
-  // stored, 8 columns a thread.
-  static constexpr int kRowsBytes = kTileM * kK, kScaleBytes = kTileM * kBlocks * 4;
+  // What is kept of a row tile: planes of e4m3 terms, their scales, and in phases q_pe as it will
+  // be stored, 8 columns a thread.
+  static constexpr int kPlaneBytes = kTileM * kK, kScaleBytes = kTileM * kBlocks * 4;
   // Chunks of q_pe that a thread copies where q_pe has 64 columns and n is 512.
   static constexpr int kPeSlots = kTileN / Base::kThreads > 1 ? kTileN / Base::kThreads : 1;
   static constexpr int kPeWords = !kPhased ? 0 : Base::kOutBytes == 1 ? 2 : 4;  // of a thread
   static constexpr int kPeBytes = 4 * kPeWords * Base::kThreads;
-  static constexpr int kWithoutPe = kRowsBytes + kScaleBytes;
-  // Two row tiles, or in phases all that the rest of Shared leaves.
-  static constexpr int kTilesBytes = kPhased ? 114 * 1024 : 2 * kWithoutPe;
-  static constexpr int kBuffers = kTilesBytes / kWithoutPe, kBuffersWithPe = kTilesBytes / (kWithoutPe + kPeBytes);
+  // As many row tiles as a launch's terms leave room for: at least two where room is not scarce, and
+  // in phases all that the rest of Shared leaves.
+  static constexpr int kTilesBytes = kPhased       ? 114 * 1024
+                                     : kAhead != 0 ? 2 * (kPlaneBytes + kScaleBytes)
+                                                   : 2 * (Rows::kMostTerms * kPlaneBytes + kScaleBytes);
+  static MLA_FP8_HOST_DEVICE constexpr int buffers(int terms, bool keeps_pe) {
+    return kTilesBytes / (terms * kPlaneBytes + kScaleBytes + (keeps_pe ? kPeBytes : 0));
+  }
 
   struct Shared {
     // Tiles of 128 x 128, block by block for each 128 columns; 128-byte swizzle.
     alignas(1024) u8 w[kStages][kWeightTileBytes];
-    // The rows of every kept tile, 128-byte swizzle; then their scales; then their q_pe.
+    // The planes of every kept tile, 128-byte swizzle; then their scales; then their q_pe.
     alignas(1024) u8 tiles[kTilesBytes];
     alignas(16)
         u8 ahead[kAhead == 0 ? 1 : kAhead][kAhead == 0 ? 1 : kSlots][2][kAhead == 0 ? 1 : Base::kThreads][kVectorBytes];

@@ -97,7 +97,7 @@ struct RowsAhead {
   }
 
   // Waits for the oldest tile, whose rows are then in `part`. With kAhead = 0 the next tile is
-  // fetched into the same registers, after quantize_to().
+  // fetched into the same registers, after split_to().
   MLA_FP8_DEVICE void take(u32 (&pe_word)[4]) {
     if constexpr (C::kAhead != 0) {
       ptx::cp_async_wait_group<C::kAhead - 1>();
@@ -107,12 +107,12 @@ struct RowsAhead {
     }
   }
 
-  template <class Element>
-  MLA_FP8_DEVICE void quantize_to(u8* rows, float* scales) const {
+  template <class S>
+  MLA_FP8_DEVICE void split_to(u8* planes, float* scales) const {
 #pragma unroll
     for (int i = 0; i < C::kSlots; ++i) {
-      quantize_part_as<Element>(rows + block(i) * (C::kTileM * kGroup), scales + block(i) * C::kTileM + row(i), part[i],
-                                row(i), lane());
+      split_part<S, C::kPlaneBytes>(planes + block(i) * (C::kTileM * kGroup), scales + block(i) * C::kTileM + row(i),
+                                    part[i], row(i), lane());
     }
   }
 };
@@ -131,20 +131,23 @@ MLA_FP8_DEVICE Bursts bursts_of(u32 s, const Place& at, u32 most) {
   return {count, (most_tiles + count - 1) / count};
 }
 
-// The row tiles that a CTA keeps in shared memory: the rows of all tiles, then their scales, then
+// The row tiles that a CTA keeps in shared memory: the planes of all tiles, then their scales, then
 // their q_pe as it will be stored.
 template <class C>
 struct Tiles {
   u8* bytes;
-  int count;
+  int count, plane_bytes;  // of all terms
 
-  MLA_FP8_DEVICE u8* rows(int tile) const { return bytes + tile * C::kRowsBytes; }
+  MLA_FP8_DEVICE Tiles(u8* from, int terms, bool keeps_pe)
+      : bytes(from), count(C::buffers(terms, keeps_pe)), plane_bytes(terms * C::kPlaneBytes) {}
+
+  MLA_FP8_DEVICE u8* planes(int tile) const { return bytes + tile * plane_bytes; }
   MLA_FP8_DEVICE float* scales(int tile) const {
-    return reinterpret_cast<float*>(bytes + count * C::kRowsBytes + tile * C::kScaleBytes);
+    return reinterpret_cast<float*>(bytes + count * plane_bytes + tile * C::kScaleBytes);
   }
   // A thread's chunk, 8 or 16 bytes.
   MLA_FP8_DEVICE u32* pe(int tile) const {
-    return reinterpret_cast<u32*>(bytes + count * (C::kRowsBytes + C::kScaleBytes) + tile * C::kPeBytes) +
+    return reinterpret_cast<u32*>(bytes + count * (plane_bytes + C::kScaleBytes) + tile * C::kPeBytes) +
            threadIdx.x * C::kPeWords;
   }
 };
@@ -180,8 +183,8 @@ MLA_FP8_DEVICE void share_row_scales(const Product& p, typename C::Shared& share
 }
 
 // The warpgroup's kColumns columns from `column` of the CTA's on: multiplied, scaled, stored.
-template <class C>
-MLA_FP8_DEVICE void multiply_and_store(const Product& p, typename C::Shared& shared, const u8* rows,
+template <class C, int kTerms>
+MLA_FP8_DEVICE void multiply_and_store(const Product& p, typename C::Shared& shared, const u8* planes,
                                        const float* scales, const float (&w_scale)[C::kBlocks], int column,
                                        i32 first_column, u32 first_row, int buffer, i32 head, float out_multiplier) {
   const LanePlace lane = lane_place();
@@ -191,8 +194,8 @@ MLA_FP8_DEVICE void multiply_and_store(const Product& p, typename C::Shared& sha
     const int tile = column / kChunkN * C::kBlocks + k;
     wait(&shared.full[tile], 0);
     ptx::wgmma_fence_sync_aligned();  // after every wait, as in few.cuh
-    multiply_group<C::kColumns>(product[k], rows + k * (C::kTileM * kGroup),
-                                shared.w[tile] + column % kChunkN * kGroup);
+    multiply_group<C::kColumns, kTerms>(product[k], planes + k * (C::kTileM * kGroup), C::kPlaneBytes,
+                                        shared.w[tile] + column % kChunkN * kGroup, 0);
   }
   ptx::wgmma_commit_group_sync_aligned();
   float scale[kLaneRows];
@@ -269,18 +272,16 @@ MLA_FP8_DEVICE void read_w_scales(float (&w_scale)[C::kChunks][C::kBlocks], cons
   }
 }
 
-// Moves a row tile from what is ahead to its place among the kept tiles: its rows quantized, and in
+// Moves a row tile from what is ahead to its place among the kept tiles: its rows split, and in
 // phases its q_pe as it will be stored.
 template <class C>
 MLA_FP8_DEVICE void keep_tile(RowsAhead<C>& rows, const Tiles<C>& kept, int tile, u64 next_row, u32 end) {
   u32 pe_word[4];
   rows.take(pe_word);
   if (C::kAhead != 0) rows.fetch(next_row, end);
-  if (rows.p.x_dtype == Dtype::kFp16) {
-    rows.template quantize_to<Fp16>(kept.rows(tile), kept.scales(tile));
-  } else {
-    rows.template quantize_to<Bf16>(kept.rows(tile), kept.scales(tile));
-  }
+  with_split<C::kMostTerms>(rows.p.terms, rows.p.x_dtype == Dtype::kFp16, [&](auto split) {
+    rows.template split_to<decltype(split)>(kept.planes(tile), kept.scales(tile));
+  });
   if (C::kPhased && rows.has_pe) {
     rows.pe.encode(pe_word);
 #pragma unroll
@@ -336,13 +337,13 @@ MLA_FP8_DEVICE void run_shared(const Params& params, typename C::Shared& shared)
   float w_scale[C::kChunks][C::kBlocks];
   read_w_scales<C>(w_scale, p, at.head, first_column + column);
   pe.multiplier = read_multiplier<typename C::Store>(p);
-  const Tiles<C> kept{shared.tiles, C::kPhased && rows.has_pe ? C::kBuffersWithPe : C::kBuffers};
+  const Tiles<C> kept(shared.tiles, p.terms, C::kPhased && rows.has_pe);
   const Bursts bursts = C::kPhased ? bursts_of<C>(s, at, kept.count) : Bursts{0, 1};
   phases::Barrier phase{params.phase_slot};
   for (u32 done = 0; C::kPhased ? done < bursts.count : first_row < s; ++done, first_row += bursts.tiles * step) {
     const u32 end = C::kPhased ? min(first_row + bursts.tiles * step, s) : s;
     const int tiles = !C::kPhased ? 1 : first_row >= s ? 0 : (end - first_row + step - 1) / step;
-    const int buffer = C::kPhased ? 0 : done & 1;
+    const int buffer = C::kPhased ? 0 : kept.count > 1 ? done & 1 : 0;
     if (C::kPhased) rows.start(first_row, step, end);
 #pragma unroll 1
     for (int tile = 0; tile < tiles; ++tile)
@@ -361,11 +362,15 @@ MLA_FP8_DEVICE void run_shared(const Params& params, typename C::Shared& shared)
         }
         pe.copy_from(tile_row, C::kPeSlots);
       }
+      with_terms<C::kMostTerms>(p.terms, [&](auto terms) {
 #pragma unroll
-      for (int c = 0; c < C::kChunks; ++c)
-        multiply_and_store<C>(p, shared, kept.rows(buffer + tile), kept.scales(buffer + tile), w_scale[c],
-                              column + c * C::kColumns, first_column, tile_row, buffer, at.head, pe.multiplier);
+        for (int c = 0; c < C::kChunks; ++c)
+          multiply_and_store<C, terms.kCount>(p, shared, kept.planes(buffer + tile), kept.scales(buffer + tile),
+                                              w_scale[c], column + c * C::kColumns, first_column, tile_row, buffer,
+                                              at.head, pe.multiplier);
+      });
     }
+    if (!C::kPhased && kept.count == 1) __syncthreads();  // all have read the planes
     if (C::kPhased && done + 1 < bursts.count) phase.wait_for_all();
   }
   if (C::kPhased) {  // every copy has landed before the CTA ends, also in one without rows

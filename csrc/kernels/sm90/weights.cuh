@@ -60,24 +60,26 @@ MLA_FP8_DEVICE void load_weights(const Params& params, const WeightPlace& at, u8
   });
 }
 
-// d [64,kN] = a times b's transpose over one group, both in shared memory. It is called between
-// wgmma_fence and wgmma_commit_group. The sums are the same, bit for bit, whatever kN is and
-// whichever operand the weights are.
-template <int kN>
-MLA_FP8_DEVICE void multiply_group(float (&d)[kN / 2], const u8* a, const u8* b) {
-  const u64 a_descriptor = descriptor_of(a), b_descriptor = descriptor_of(b);
+// d [64,kN] = a times b's transpose over one group, both in shared memory: the least term of the
+// rows first, whose planes lie a_plane or b_plane bytes apart, the other operand being the same for
+// all. It is called between wgmma_fence and wgmma_commit_group. The sums are the same, bit for bit,
+// whatever kN is and whichever operand the weights are.
+template <int kN, int kTerms>
+MLA_FP8_DEVICE void multiply_group(float (&d)[kN / 2], const u8* a, int a_plane, const u8* b, int b_plane) {
 #pragma unroll
-  for (int step = 0; step < kSteps; ++step) {
-    const u64 a_step = a_descriptor + step * kStepDescriptor, b_step = b_descriptor + step * kStepDescriptor;
+  for (int i = 0; i < kTerms * kSteps; ++i) {
+    const int term = kTerms - 1 - i / kSteps;
+    const u64 a_step = descriptor_of(a + term * a_plane) + i % kSteps * kStepDescriptor;
+    const u64 b_step = descriptor_of(b + term * b_plane) + i % kSteps * kStepDescriptor;
     if constexpr (kN == 8) {
-      ptx::wgmma_m64n8k32_f32_e4m3_e4m3_shared(d, a_step, b_step, step != 0);
+      ptx::wgmma_m64n8k32_f32_e4m3_e4m3_shared(d, a_step, b_step, i != 0);
     } else if constexpr (kN == 16) {
-      ptx::wgmma_m64n16k32_f32_e4m3_e4m3_shared(d, a_step, b_step, step != 0);
+      ptx::wgmma_m64n16k32_f32_e4m3_e4m3_shared(d, a_step, b_step, i != 0);
     } else if constexpr (kN == 32) {
-      ptx::wgmma_m64n32k32_f32_e4m3_e4m3_shared(d, a_step, b_step, step != 0);
+      ptx::wgmma_m64n32k32_f32_e4m3_e4m3_shared(d, a_step, b_step, i != 0);
     } else {
       static_assert(kN == 128);
-      ptx::wgmma_m64n128k32_f32_e4m3_e4m3_shared(d, a_step, b_step, step != 0);
+      ptx::wgmma_m64n128k32_f32_e4m3_e4m3_shared(d, a_step, b_step, i != 0);
     }
   }
 }
