@@ -15,6 +15,11 @@ struct Bf16 {
   static constexpr int kBytes = 2;
   static MLA_FP8_DEVICE float low(u32 word) { return __uint_as_float(word << 16); }
   static MLA_FP8_DEVICE float high(u32 word) { return __uint_as_float(word & 0xffff0000u); }
+  // Both values times a power of two: exact but for what is far below the least e4m3.
+  static MLA_FP8_DEVICE void scale(float (&to)[2], u32 word, float power) {
+    const u32 scaled = ptx::mul_rn_bf16x2(word, __byte_perm(__float_as_uint(power), 0, 0x3232));
+    to[0] = low(scaled), to[1] = high(scaled);
+  }
   template <int kCount>
   static MLA_FP8_DEVICE void pack(const float* value, u32* word) {
 #pragma unroll
@@ -26,6 +31,9 @@ struct Fp16 {
   static constexpr int kBytes = 2;
   static MLA_FP8_DEVICE float low(u32 word) { return ptx::cvt_f32_f16(static_cast<u16>(word)); }
   static MLA_FP8_DEVICE float high(u32 word) { return ptx::cvt_f32_f16(static_cast<u16>(word >> 16)); }
+  static MLA_FP8_DEVICE void scale(float (&to)[2], u32 word, float power) {
+    to[0] = __fmul_rn(low(word), power), to[1] = __fmul_rn(high(word), power);
+  }
   template <int kCount>
   static MLA_FP8_DEVICE void pack(const float* value, u32* word) {
 #pragma unroll
@@ -168,22 +176,19 @@ MLA_FP8_DEVICE float split(const u32 (&words)[kWords], u32 amax_bits, u32 (&term
     const float multiplier = __uint_as_float((254 - exponent) << 23);
 #pragma unroll
     for (int i = 0; i < kWords / 2; ++i) {
-      float rest[4];
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        rest[2 * j] = __fmul_rn(Element::low(words[2 * i + j]), multiplier);
-        rest[2 * j + 1] = __fmul_rn(Element::high(words[2 * i + j]), multiplier);
-      }
+      float rest[2][2];
+      Element::scale(rest[0], words[2 * i], multiplier);
+      Element::scale(rest[1], words[2 * i + 1], multiplier);
 #pragma unroll
       for (int t = 0; t < S::kTerms; ++t) {
-        const u32 packed = e4m3x4(rest[0], rest[1], rest[2], rest[3]);
+        const u32 packed = e4m3x4(rest[0][0], rest[0][1], rest[1][0], rest[1][1]);
         term[t][i] = packed;
         if (t + 1 == S::kTerms) break;
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
           const u32 halves = ptx::cvt_rn_f16x2_e4m3x2(static_cast<u16>(packed >> 16 * j));
-          rest[2 * j] = __fsub_rn(rest[2 * j], Fp16::low(halves));
-          rest[2 * j + 1] = __fsub_rn(rest[2 * j + 1], Fp16::high(halves));
+          rest[j][0] = __fsub_rn(rest[j][0], Fp16::low(halves));
+          rest[j][1] = __fsub_rn(rest[j][1], Fp16::high(halves));
         }
       }
     }

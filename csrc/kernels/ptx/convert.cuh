@@ -15,6 +15,13 @@ MLA_FP8_DEVICE u16 cvt_rn_satfinite_e4m3x2_f32(float low, float high) {
   return packed;
 }
 
+// Two products of bf16, each rounded to nearest even; subnormal numbers count.
+MLA_FP8_DEVICE u32 mul_rn_bf16x2(u32 a, u32 b) {
+  u32 product;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+  return product;
+}
+
 // Two e4m3 -> two fp16, exact. Used where a value's next term is what the last one left.
 MLA_FP8_DEVICE u32 cvt_rn_f16x2_e4m3x2(u16 packed) {
   u32 halves;

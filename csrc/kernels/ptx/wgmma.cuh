@@ -8,6 +8,7 @@ namespace mla_fp8::ptx {
 
 // Not an instruction: it keeps what made the value before this point, so that no write to an A
 // register falls between two wgmmas.
+MLA_FP8_DEVICE void settle(float& value) { asm volatile("" : "+f"(value)::"memory"); }
 MLA_FP8_DEVICE void settle(u32& value) { asm volatile("" : "+r"(value)::"memory"); }
 
 // Orders the warpgroup's earlier writes to accumulators and A registers before the next wgmma. It

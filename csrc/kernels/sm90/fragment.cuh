@@ -23,26 +23,31 @@ struct Fragment {
   float scale[kLaneRows];
 };
 
-// product [64,128] = the fragment times the weight tile's transpose, the least term first; complete
-// on return.
-template <int kTerms, int kMostTerms>
-MLA_FP8_DEVICE void multiply_fragment(float (&product)[64], Fragment<kMostTerms>& fragment, const u8* tile) {
-  const u64 descriptor = descriptor_of(tile);
+// The fragment is made before this point.
+template <int kMostTerms>
+MLA_FP8_DEVICE void settle(Fragment<kMostTerms>& fragment) {
 #pragma unroll
-  for (int term = 0; term < kTerms; ++term) {
+  for (auto& term : fragment.a) {
 #pragma unroll
-    for (auto& step : fragment.a[term]) {
+    for (auto& step : term) {
 #pragma unroll
       for (u32& word : step) ptx::settle(word);
     }
   }
+}
+
+// product [64,128] = the fragment times the weight tile's transpose, the least term first. It is
+// complete, and the fragment is free, after wgmma_wait_group.
+template <int kTerms, int kMostTerms>
+MLA_FP8_DEVICE void multiply_fragment(float (&product)[64], Fragment<kMostTerms>& fragment, const u8* tile) {
+  const u64 descriptor = descriptor_of(tile);
+  settle(fragment);
   ptx::wgmma_fence_sync_aligned();
 #pragma unroll
   for (int i = 0; i < kTerms * kSteps; ++i)
     ptx::wgmma_m64n128k32_f32_e4m3_e4m3(product, fragment.a[kTerms - 1 - i / kSteps][i % kSteps],
                                         descriptor + i % kSteps * kStepDescriptor, i != 0);
   ptx::wgmma_commit_group_sync_aligned();
-  ptx::wgmma_wait_group_sync_aligned<0>();
 }
 
 // How a block of the lane's two rows comes to registers: through a stage of shared memory, or
@@ -50,91 +55,107 @@ MLA_FP8_DEVICE void multiply_fragment(float (&product)[64], Fragment<kMostTerms>
 template <class C, class Rows>
 struct FragmentSource;
 
-// 16-bit rows. In a stage, a warp has its 16 rows. Pairs of vectors are swizzled by row, so that
-// the 8 bytes of 16 lanes lie in 32 different banks.
-template <class C, int kMostTerms>
-struct FragmentSource<C, Terms<kMostTerms>> {
+// 16-bit rows. In a stage, a warp has its 16 rows of 128 columns. Pairs of vectors are swizzled by
+// row, so that the 8 bytes of 16 lanes lie in 32 different banks.
+struct RawRows {
   const Product& p;
   const u16* from;  // the head's
   int quad;
 
-  using RawRow = u32[4 * kSteps];  // of 32 columns the words of 4 t.., then those of 16 + 4 t..
-
-  MLA_FP8_DEVICE FragmentSource(const Product& product, i32 head, int lane_quad)
-      : p(product), from(static_cast<const u16*>(product.x) + head * product.x_stride[1]), quad(lane_quad) {}
-
+  static constexpr int kBytes = kWgmmaM * 2 * kGroup;  // of a warpgroup's stage
   static constexpr int kRows = kWgmmaM / kWarpgroupWarps;
   static constexpr int kRowVectors = 2 * kGroup / kVectorBytes;
+  // A lane's row: of 32 columns the words of 4 t.., then those of 16 + 4 t..
+  using Row = u32[4 * kSteps];
 
-  static MLA_FP8_DEVICE u8* place(typename C::Stage& stage, int warp_row, int vector) {
-    u8* rows = stage.vector[0][0] + threadIdx.x % kWarpgroup / kWarp * (kRows * 2 * kGroup);
+  MLA_FP8_DEVICE RawRows(const Product& product, i32 head, int lane_quad)
+      : p(product), from(static_cast<const u16*>(product.x) + head * product.x_stride[1]), quad(lane_quad) {}
+
+  static MLA_FP8_DEVICE u8* place(u8* stage, int warp_row, int vector) {
+    u8* rows = stage + threadIdx.x % kWarpgroup / kWarp * (kRows * 2 * kGroup);
     return rows + warp_row * (2 * kGroup) + (vector ^ warp_row % kQuad * 2) * kVectorBytes;
   }
 
-  MLA_FP8_DEVICE void fetch(typename C::Stage& stage, i64 row, i32 block) const {
-    const int lane = threadIdx.x % kWarp;
-    const i64 first_row = row - lane / kQuad;  // of the warp's
+  // A warp's copies of its rows, of which `row` is the lane's first. Of a row that does not exist
+  // nothing is read.
+  MLA_FP8_DEVICE void copy(u8* stage, i64 row, i32 block) const {
+    constexpr int kRowsAtOnce = kWarp / kRowVectors;
+    const int lane = threadIdx.x % kWarp, warp_row = lane / kRowVectors;
+    const i64 first_row = row - lane / kQuad + warp_row;
+    const i32 rows = static_cast<i32>(min(p.s - first_row, i64{kRows}));  // that exist, from first_row on
+    const u16* vector = from + first_row * p.x_stride[0] + block * kGroup + lane % kRowVectors * 8;
+    const i64 step = kRowsAtOnce * p.x_stride[0];
 #pragma unroll
-    for (int i = 0; i < kRows; i += kWarp / kRowVectors) {
-      const int warp_row = i + lane / kRowVectors;
-      const bool exists = first_row + warp_row < p.s;
-      ptx::cp_async_cg_16(
-          place(stage, warp_row, lane % kRowVectors),
-          from + (exists ? first_row + warp_row : 0) * p.x_stride[0] + block * kGroup + lane % kRowVectors * 8,
-          exists ? kVectorBytes : 0);
+    for (int i = 0; i < kRows; i += kRowsAtOnce, vector += step)
+      ptx::cp_async_cg_16(place(stage, warp_row + i, lane % kRowVectors), vector, i < rows ? kVectorBytes : 0);
+  }
+
+  // The lane's i-th row, once every lane of the warp has waited for its copies. The next rows may
+  // come once every lane has taken both of its own.
+  MLA_FP8_DEVICE void take(Row& words, u8* stage, int i) const {
+    const int lane = threadIdx.x % kWarp;
+#pragma unroll
+    for (int half = 0; half < 2 * kSteps; ++half) {  // of 32 columns
+      const uint2 two = *reinterpret_cast<const uint2*>(
+          place(stage, lane / kQuad + i * kLaneRowStep, 2 * half + quad / 2) + quad % 2 * 8);
+      words[2 * half] = two.x, words[2 * half + 1] = two.y;
     }
   }
 
-  MLA_FP8_DEVICE void consume(typename C::Stage& stage, Fragment<kMostTerms>& fragment) const {
-    const int lane = threadIdx.x % kWarp;
-    RawRow raw[kLaneRows];
-    __syncwarp();  // every lane has waited for its copies
+  // Straight from global memory.
+  template <bool kAligned>
+  MLA_FP8_DEVICE void load(Row& words, i64 row, i32 block) const {
 #pragma unroll
-    for (int i = 0; i < 2 * kLaneRows * kSteps; ++i) {
-      const int row = i / (2 * kSteps), half = i % (2 * kSteps);  // halves of 32 columns
-      const uint2 words = *reinterpret_cast<const uint2*>(
-          place(stage, lane / kQuad + row * kLaneRowStep, 2 * half + quad / 2) + quad % 2 * 8);
-      raw[row][2 * half] = words.x, raw[row][2 * half + 1] = words.y;
-    }
-    __syncwarp();  // the next rows may come
-    split_rows(raw, fragment);
-  }
-
-  MLA_FP8_DEVICE void load(i64 row, i32 block, Fragment<kMostTerms>& fragment) const {
-    RawRow raw[kLaneRows];
-#pragma unroll
-    for (int i = 0; i < 2 * kLaneRows * kSteps; ++i) {
-      const int half = i % (2 * kSteps);
-      const i64 at = row + i / (2 * kSteps) * kLaneRowStep;
-      const u16* words = from + at * p.x_stride[0] + block * kGroup + half * (kWgmmaK / 2) + quad * 4;
-      u32* to = raw[i / (2 * kSteps)] + 2 * half;
-      if (at >= p.s) {
+    for (int half = 0; half < 2 * kSteps; ++half) {
+      const u16* two = from + row * p.x_stride[0] + block * kGroup + half * (kWgmmaK / 2) + quad * 4;
+      u32* to = words + 2 * half;
+      if (row >= p.s) {
         to[0] = to[1] = 0;
-      } else if constexpr (C::kAligned) {
-        ptx::ld_global_no_allocate_v2(to, words);
+      } else if constexpr (kAligned) {
+        ptx::ld_global_no_allocate_v2(to, two);
       } else {
-        to[0] = words[0] | static_cast<u32>(words[1]) << 16, to[1] = words[2] | static_cast<u32>(words[3]) << 16;
+        to[0] = two[0] | static_cast<u32>(two[1]) << 16, to[1] = two[2] | static_cast<u32>(two[3]) << 16;
       }
     }
-    split_rows(raw, fragment);
   }
+};
 
-  MLA_FP8_DEVICE void split_rows(const RawRow (&raw)[kLaneRows], Fragment<kMostTerms>& fragment) const {
-    const u32 amax[kLaneRows] = {amax_bits<kQuad>(raw[0]), amax_bits<kQuad>(raw[1])};
-    with_split<kMostTerms>(p.terms, p.x_dtype == Dtype::kFp16, [&](auto how) {
-      using S = decltype(how);
+// The rows' terms as fragments. get(words, i) gives the lane's i-th row.
+template <class S, int kMostTerms, class Get>
+MLA_FP8_DEVICE void split_rows(Fragment<kMostTerms>& fragment, const Get& get) {
 #pragma unroll
-      for (int i = 0; i < kLaneRows; ++i) {
-        u32 packed[S::kTerms][2 * kSteps];
-        fragment.scale[i] = split<S>(raw[i], amax[i], packed);
+  for (int i = 0; i < kLaneRows; ++i) {
+    RawRows::Row raw;
+    get(raw, i);
+    u32 packed[S::kTerms][2 * kSteps];
+    fragment.scale[i] = split<S>(raw, amax_bits<kQuad>(raw), packed);
 #pragma unroll
-        for (int term = 0; term < S::kTerms; ++term) {
+    for (int term = 0; term < S::kTerms; ++term) {
 #pragma unroll
-          for (int half = 0; half < 2 * kSteps; ++half)
-            fragment.a[term][half / 2][half % 2 * 2 + i] = packed[term][half];
-        }
-      }
-    });
+      for (int half = 0; half < 2 * kSteps; ++half) fragment.a[term][half / 2][half % 2 * 2 + i] = packed[term][half];
+    }
+  }
+}
+
+template <class C, int kMostTerms>
+struct FragmentSource<C, Terms<kMostTerms>> : RawRows {
+  using RawRows::RawRows;
+
+  MLA_FP8_DEVICE void fetch(typename C::Stage& stage, i64 row, i32 block) const {
+    copy(stage.vector[0][0], row, block);
+  }
+  MLA_FP8_DEVICE void consume(typename C::Stage& stage, Fragment<kMostTerms>& fragment) const {
+    __syncwarp();
+    split_all(fragment, [&](Row& words, int i) { take(words, stage.vector[0][0], i); });
+    __syncwarp();
+  }
+  MLA_FP8_DEVICE void load(i64 row, i32 block, Fragment<kMostTerms>& fragment) const {
+    split_all(fragment, [&](Row& words, int i) { RawRows::load<C::kAligned>(words, row + i * kLaneRowStep, block); });
+  }
+  template <class Get>
+  MLA_FP8_DEVICE void split_all(Fragment<kMostTerms>& fragment, const Get& get) const {
+    with_split<kMostTerms>(p.terms, p.x_dtype == Dtype::kFp16,
+                           [&](auto split) { split_rows<decltype(split)>(fragment, get); });
   }
 };
 

@@ -5,6 +5,7 @@
 #include "kernels/quantize_q_nope.cuh"
 #include "kernels/sm90/few.cuh"
 #include "kernels/sm90/kloop.cuh"
+#include "kernels/sm90/own.cuh"
 #include "kernels/sm90/shared.cuh"
 #include "kernels/sm90/tiles.h"
 
@@ -21,6 +22,10 @@ MLA_FP8_DEVICE void run(FewRows<R, S, A...>, const Params& params, typename FewR
 template <class R, class S, int... A>
 MLA_FP8_DEVICE void run(SharedRows<R, S, A...>, const Params& params, typename SharedRows<R, S, A...>::Shared& shared) {
   run_shared<SharedRows<R, S, A...>>(params, shared);
+}
+template <class R, class S, int... A>
+MLA_FP8_DEVICE void run(OwnRows<R, S, A...>, const Params& params, typename OwnRows<R, S, A...>::Shared& shared) {
+  run_own<OwnRows<R, S, A...>>(params, shared);
 }
 template <class R, class S, int... A>
 MLA_FP8_DEVICE void run(KLoop<R, S, A...>, const Params& params, typename KLoop<R, S, A...>::Shared& shared) {

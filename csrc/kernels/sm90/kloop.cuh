@@ -30,6 +30,7 @@
 
 #include "kernels/sm90/fragment.cuh"
 #include "kernels/sm90/pe.cuh"
+#include "kernels/sm90/sums.cuh"
 
 namespace mla_fp8::sm90 {
 
@@ -41,20 +42,20 @@ struct Ring {
   i32 head, first_column, blocks;
   i64 total;  // tiles to load in all
   i64 used = 0;  // tiles multiplied so far
+  i32 next_block = 0;  // of the next tile to load
 
   MLA_FP8_DEVICE bool stays() const { return C::kBlocks != 0 || blocks <= kStages; }
 
   // The thread that starts copies: in the warp with the fewest rows.
   static MLA_FP8_DEVICE bool is_producer() { return threadIdx.x == C::kThreads - kWarp; }
 
-  MLA_FP8_DEVICE WeightPlace place(i64 tile) const {
-    return {static_cast<i32>(tile % blocks) * kGroup, first_column, head};
-  }
+  MLA_FP8_DEVICE WeightPlace place(i32 block) const { return {block * kGroup, first_column, head}; }
 
-  // Producer: into its stage, which is free.
-  MLA_FP8_DEVICE void fill(i64 tile) {
-    const int stage = static_cast<int>(tile % kStages);
-    load_weights<C, kChunkN>(params, place(tile), shared.w[stage], &shared.full[stage]);
+  // Producer: the next tile into a stage, which is free. It counts blocks, as a division of 64-bit
+  // numbers would take longer than a multiplication of tiles.
+  MLA_FP8_DEVICE void fill(int stage) {
+    load_weights<C, kChunkN>(params, place(next_block), shared.w[stage], &shared.full[stage]);
+    next_block = next_block + 1 == blocks ? 0 : next_block + 1;
   }
 
   MLA_FP8_DEVICE void prepare() {
@@ -68,7 +69,7 @@ struct Ring {
 
   MLA_FP8_DEVICE void start() {
     if (!is_producer()) return;
-    for (i64 tile = 0; tile < kStages && tile < total; ++tile) fill(tile);
+    for (int stage = 0; stage < kStages && stage < total; ++stage) fill(stage);
   }
 
   MLA_FP8_DEVICE const u8* acquire(int block) {
@@ -83,27 +84,17 @@ struct Ring {
     if (threadIdx.x % kWarp == 0) ptx::mbarrier_arrive(&shared.empty[stage]);
     if (is_producer() && used + kStages < total) {
       wait(&shared.empty[stage], static_cast<u32>(used / kStages) & 1);
-      fill(used + kStages);
+      fill(stage);
     }
     __syncwarp();
     ++used;
   }
 };
 
-// The multiplier of a row of 128 values, which a quad of lanes holds. Its scale goes to
-// out_row_scale.
-MLA_FP8_DEVICE float store_row_scale(const Product& p, const float (&value)[kChunkN / kQuad], i64 row, i32 head,
-                                     int quad) {
-  const float scale = group_scale(amax_of_lanes<1, kQuad>(value));
-  if (row < p.s && quad == 0)
-    p.out_row_scale[row * p.out_row_scale_stride[0] + head * p.out_row_scale_stride[1]] = scale;
-  return group_multiplier(scale);
-}
-
-// Stores the warpgroup's 64 rows and 128 columns, of which a lane has rows `row` and row + 8, and
-// its share of the rows' q_pe.
+// Stores the warpgroup's 64 rows and 128 columns and its share of the rows' q_pe.
 template <class C>
-MLA_FP8_DEVICE void store_sums(const Product& p, const Place& at, i32 first_column, i64 row, const float (&sums)[64]) {
+MLA_FP8_DEVICE void store_with_pe(const Product& p, const Place& at, i32 first_column, i64 row,
+                                  const float (&sums)[64]) {
   const LanePlace lane = lane_place();
   const float out_multiplier = read_multiplier<typename C::Store>(p);
   if (C::Store::kPe && p.pe != 0) {
@@ -111,21 +102,10 @@ MLA_FP8_DEVICE void store_sums(const Product& p, const Place& at, i32 first_colu
     const Pe<kWgmmaM, kWarpgroup, C::kAligned, C::kOutBytes> pe{p, at.head, at.slice, slices, out_multiplier};
     pe.copy_from(static_cast<u32>(row - lane.row), 0);
   }
-  with_output<typename C::Store, true>(p, [&](auto element) {
-#pragma unroll
-    for (int i = 0; i < kLaneRows; ++i) {
-      const i64 lane_row = row + i * kLaneRowStep;
-      float value[kChunkN / kQuad];
-#pragma unroll
-      for (int c = 0; c < kChunkN / kQuad; ++c) value[c] = sums[accumulator_of(c, i)];
-      float multiplier = out_multiplier;
-      if (element.kBytes == 1 && C::Store::kRowScale && p.out_row_scale != nullptr)
-        multiplier = store_row_scale(p, value, lane_row, at.head, lane.quad);
-      store_row<C::kAligned, C::kLaneColumns>(element, p.out,
-                                              lane_row * p.out_stride[0] + at.head * p.out_stride[1] + first_column,
-                                              value, multiplier, lane_row < p.s, lane.quad);
-    }
-  });
+  with_output<typename C::Store, true>(
+      p, [&](auto element) {
+        store_sums<C>(element, p, at.head, first_column, row, [&](int i) { return sums[i]; }, out_multiplier);
+      });
 }
 
 // The rows to come, a block at a time, through the stages of shared memory.
@@ -195,7 +175,10 @@ MLA_FP8_DEVICE void run_kloop(const Params& params, typename C::Shared& shared) 
       }
       float product[64];
       const u8* tile = ring.acquire(block);
-      with_terms<C::kMostTerms>(p.terms, [&](auto terms) { multiply_fragment<terms.kCount>(product, fragment, tile); });
+      with_terms<C::kMostTerms>(p.terms, [&](auto terms) {
+        multiply_fragment<terms.kCount>(product, fragment, tile);
+        ptx::wgmma_wait_group_sync_aligned<0>();
+      });
       ring.release();
       float scale[kLaneRows];
 #pragma unroll
@@ -203,7 +186,7 @@ MLA_FP8_DEVICE void run_kloop(const Params& params, typename C::Shared& shared) 
 #pragma unroll
       for (int i = 0; i < 64; ++i) sums[i] = __fmaf_rn(product[i], scale[i / 2 % 2], sums[i]);
     }
-    store_sums<C>(p, at, first_column, row, sums);
+    store_with_pe<C>(p, at, first_column, row, sums);
   }
 }
 

@@ -166,6 +166,35 @@ struct SharedRows : Schedule<Rows, Store, kWarpgroups_> {
   static_assert(sizeof(Shared) <= kMaxSharedBytes);
 };
 
+// 64 rows a warpgroup, through kRowStages stages of its own, and kChunks times 128 columns; k is
+// kBlocks groups. kPhased is 1 or 0.
+template <class Rows, class Store, int kWarpgroups_, int kChunks_, int kBlocks_, int kRowStages_, int kPhased_ = 0, int kOverlap_ = 0>
+struct OwnRows : Schedule<Rows, Store, kWarpgroups_> {
+  using Base = Schedule<Rows, Store, kWarpgroups_>;
+  static constexpr int kOverlap = kOverlap_;
+  static constexpr int kChunks = kChunks_, kBlocks = kBlocks_, kRowStages = kRowStages_;
+  static constexpr int kTileM = kWarpgroups_ * kWgmmaM;
+  static constexpr int kTileN = kChunks * kChunkN;
+  static constexpr int kK = kBlocks * kGroup;
+  static constexpr int kStages = kChunks * kBlocks;
+  static constexpr bool kPhased = kPhased_ != 0;
+  static constexpr WeightOrder kOrder = lane_order(Base::kLaneColumns);
+  static_assert(kStages <= Base::kThreads / kWarp && (kChunks == 1 || kBlocks == 1));
+
+  // A stage: 64 rows of 128 columns, and where there is any their q_pe of 64 columns.
+  static constexpr int kRowsBytes = 2 * kWgmmaM * kGroup, kPeBytes = 2 * kWgmmaM * 64;
+  static constexpr int kPeSlots = kPeBytes / (kWarpgroup * kVectorBytes);  // chunks of a thread
+  static constexpr int kStagesWithPe = kRowStages * kRowsBytes / (kRowsBytes + kPeBytes);
+
+  struct Shared {
+    // Tiles of 128 x 128, block by block for each 128 columns; 128-byte swizzle.
+    alignas(1024) u8 w[kStages][kWeightTileBytes];
+    alignas(16) u8 rows[kWarpgroups_][kRowStages * kRowsBytes];
+    u64 full[kStages];
+  };
+  static_assert(sizeof(Shared) <= kMaxSharedBytes);
+};
+
 // 64 rows a warpgroup and 128 columns; kStages weight tiles. kOnlyK is the only k that it takes, or
 // 0 for any multiple of 128.
 template <class Rows, class Store, int kWarpgroups_, int kStages_, int kAlignBytes_, int kOnlyK = 0>

@@ -36,7 +36,7 @@
 // 8. Numerics  those of few.cuh, bit for bit.
 #pragma once
 
-#include "kernels/phases.cuh"
+#include "kernels/sm90/bursts.cuh"
 #include "kernels/sm90/lanes.cuh"
 #include "kernels/sm90/pe.cuh"
 #include "kernels/sm90/rows.cuh"
@@ -116,20 +116,6 @@ struct RowsAhead {
     }
   }
 };
-
-// With phases: how often a CTA reads and then writes, which is the same in every CTA, and how many
-// row tiles each time.
-struct Bursts {
-  u32 count, tiles;
-};
-
-template <class C>
-MLA_FP8_DEVICE Bursts bursts_of(u32 s, const Place& at, u32 most) {
-  const u32 row_tiles = (s + C::kTileM - 1) / C::kTileM, step = static_cast<u32>(at.row_step);
-  const u32 most_tiles = (row_tiles + step - 1) / step;  // of a CTA
-  const u32 count = (most_tiles + most - 1) / most;
-  return {count, (most_tiles + count - 1) / count};
-}
 
 // The row tiles that a CTA keeps in shared memory: the planes of all tiles, then their scales, then
 // their q_pe as it will be stored.
@@ -296,21 +282,6 @@ MLA_FP8_DEVICE void store_kept_pe(const PeOf<C>& pe, const Tiles<C>& kept, int t
 #pragma unroll
   for (int i = 0; i < C::kPeWords; ++i) chunk.word[i] = kept.pe(tile)[i];
   pe.store_encoded(chunk);
-}
-
-// The prologue: a warp starts the copy of each weight tile of 128 x 128, if the CTA has rows.
-template <class C>
-MLA_FP8_DEVICE void begin_with_weights(const Params& params, typename C::Shared& shared, const Place& at,
-                                       bool has_rows) {
-  const int tile = C::kThreads / kWarp - 1 - static_cast<int>(threadIdx.x) / kWarp;
-  const bool is_producer = threadIdx.x % kWarp == 0 && tile < C::kStages;
-  const WeightPlace weights{tile % C::kBlocks * kGroup, at.slice * C::kTileN + tile / C::kBlocks * kChunkN, at.head};
-  begin(is_producer, [&] {
-    ptx::prefetch_tensormap(&params.w);
-    prefetch_weights<C, kChunkN>(params, weights, &shared.full[tile]);
-  });
-  if (is_producer && has_rows) load_weights<C, kChunkN>(params, weights, shared.w[tile], &shared.full[tile]);
-  __syncwarp();
 }
 
 template <class C>

@@ -60,6 +60,21 @@ MLA_FP8_DEVICE void load_weights(const Params& params, const WeightPlace& at, u8
   });
 }
 
+// The prologue: a warp starts the copy of each weight tile of 128 x 128, if the CTA has rows.
+template <class C>
+MLA_FP8_DEVICE void begin_with_weights(const Params& params, typename C::Shared& shared, const Place& at,
+                                       bool has_rows) {
+  const int tile = C::kThreads / kWarp - 1 - static_cast<int>(threadIdx.x) / kWarp;
+  const bool is_producer = threadIdx.x % kWarp == 0 && tile < C::kStages;
+  const WeightPlace weights{tile % C::kBlocks * kGroup, at.slice * C::kTileN + tile / C::kBlocks * kChunkN, at.head};
+  begin(is_producer, [&] {
+    ptx::prefetch_tensormap(&params.w);
+    prefetch_weights<C, kChunkN>(params, weights, &shared.full[tile]);
+  });
+  if (is_producer && has_rows) load_weights<C, kChunkN>(params, weights, shared.w[tile], &shared.full[tile]);
+  __syncwarp();
+}
+
 // d [64,kN] = a times b's transpose over one group, both in shared memory: the least term of the
 // rows first, whose planes lie a_plane or b_plane bytes apart, the other operand being the same for
 // all. It is called between wgmma_fence and wgmma_commit_group. The sums are the same, bit for bit,
