@@ -7,7 +7,6 @@
 
 namespace mla_fp8 {
 
-inline constexpr u32 kMagnitudes = 0x7fff7fffu;  // clears both sign bits of two bf16 or fp16
 inline constexpr u32 kFullWarp = 0xffffffffu;
 
 // Two activations in a word; as outputs, elements of two bytes.
@@ -15,11 +14,18 @@ struct Bf16 {
   static constexpr int kBytes = 2;
   static MLA_FP8_DEVICE float low(u32 word) { return __uint_as_float(word << 16); }
   static MLA_FP8_DEVICE float high(u32 word) { return __uint_as_float(word & 0xffff0000u); }
-  // Both values times a power of two: exact but for what is far below the least e4m3.
-  static MLA_FP8_DEVICE void scale(float (&to)[2], u32 word, float power) {
-    const u32 scaled = ptx::mul_rn_bf16x2(word, __byte_perm(__float_as_uint(power), 0, 0x3232));
-    to[0] = low(scaled), to[1] = high(scaled);
-  }
+  // For split(): two values in the scale at which a number's exponent field is that of the e4m3 that
+  // it is cut to, and what is cut off then. An e4m3 stands at kCutBits and up, its sign apart.
+  static constexpr int kCutBits = 4;
+  struct Scale {
+    u32 to_least;  // 1 / s in both halves
+    MLA_FP8_DEVICE explicit Scale(u32 exponent) : to_least((254 - exponent) << 7 | (254 - exponent) << 23) {}
+    MLA_FP8_DEVICE u32 operator()(u32 word) const {
+      constexpr u32 kTwoToMinus120 = 0x03800380;
+      return ptx::mul_rn_bf16x2(ptx::mul_rn_bf16x2(word, to_least), kTwoToMinus120);
+    }
+  };
+  static MLA_FP8_DEVICE u32 subtract(u32 a, u32 b) { return ptx::sub_rn_bf16x2(a, b); }
   template <int kCount>
   static MLA_FP8_DEVICE void pack(const float* value, u32* word) {
 #pragma unroll
@@ -31,9 +37,19 @@ struct Fp16 {
   static constexpr int kBytes = 2;
   static MLA_FP8_DEVICE float low(u32 word) { return ptx::cvt_f32_f16(static_cast<u16>(word)); }
   static MLA_FP8_DEVICE float high(u32 word) { return ptx::cvt_f32_f16(static_cast<u16>(word >> 16)); }
-  static MLA_FP8_DEVICE void scale(float (&to)[2], u32 word, float power) {
-    to[0] = __fmul_rn(low(word), power), to[1] = __fmul_rn(high(word), power);
-  }
+  static constexpr int kCutBits = 7;
+  struct Scale {
+    u32 half[2];  // 2^-8 / s as two factors, since one may be out of fp16's range
+    MLA_FP8_DEVICE explicit Scale(u32 exponent) {
+      const i32 power = max(-16, min(24, 119 - static_cast<i32>(exponent)));
+      const i32 first = power >> 1;
+      half[0] = static_cast<u32>(first + 15) * 0x04000400u, half[1] = static_cast<u32>(power - first + 15) * 0x04000400u;
+    }
+    MLA_FP8_DEVICE u32 operator()(u32 word) const {
+      return ptx::mul_rn_f16x2(ptx::mul_rn_f16x2(word, half[0]), half[1]);
+    }
+  };
+  static MLA_FP8_DEVICE u32 subtract(u32 a, u32 b) { return ptx::sub_rn_f16x2(a, b); }
   template <int kCount>
   static MLA_FP8_DEVICE void pack(const float* value, u32* word) {
 #pragma unroll
@@ -87,12 +103,14 @@ MLA_FP8_DEVICE void load_words(u32 (&to)[4], const u8* from) {
 // 16 bits of one activation. NaN wins. All lanes of a warp call it.
 template <int kLanes, int kWords>
 MLA_FP8_DEVICE u32 amax_bits(const u32 (&words)[kWords]) {
+  // Of twice each half: the sign is shifted out, and into the last bit of its neighbour, which is
+  // dropped in the end. A shift finds a free pipe, where a mask would wait for the maximum's.
   u32 amax = 0;
 #pragma unroll
-  for (u32 word : words) amax = ptx::max_u16x2(amax, word & kMagnitudes);
+  for (u32 word : words) amax = ptx::max_u16x2(amax, word << 1);
 #pragma unroll
   for (int lanes = 1; lanes < kLanes; lanes *= 2) amax = ptx::max_u16x2(amax, __shfl_xor_sync(kFullWarp, amax, lanes));
-  return ptx::max_u16x2(amax, amax >> 16) & 0xffffu;
+  return (ptx::max_u16x2(amax, amax >> 16) & 0xffffu) >> 1;
 }
 
 // The largest magnitude of the values of lanes kFrom apart, of a group of kTo lanes. NaN wins. All
@@ -110,8 +128,8 @@ MLA_FP8_DEVICE float amax_of_lanes(const float (&value)[kValues]) {
 
 // How 16-bit values become e4m3 terms, whose sum times their group's scale they are. One term is
 // the 1x128 quantization of docs/numerics.md. Two of bf16 and three of fp16 hold every bit of all
-// but the least values: each is what the ones before it left, rounded, and the scale is the least
-// power of two that makes the group's amax at most 448.
+// but the least values: each is what the ones before it left, cut towards zero, and the scale is
+// the least power of two that makes the group's amax at most 448.
 template <class Element_, int kTerms_>
 struct Split {
   using Element = Element_;
@@ -173,23 +191,19 @@ MLA_FP8_DEVICE float split(const u32 (&words)[kWords], u32 amax_bits, u32 (&term
     return scale;
   } else {
     const u32 exponent = least_exponent(amax);
-    const float multiplier = __uint_as_float((254 - exponent) << 23);
+    const typename Element::Scale scale(exponent);
+    constexpr u32 kKept = 0x00010001u * (0x10000u - (1u << Element::kCutBits));
 #pragma unroll
     for (int i = 0; i < kWords / 2; ++i) {
-      float rest[2][2];
-      Element::scale(rest[0], words[2 * i], multiplier);
-      Element::scale(rest[1], words[2 * i + 1], multiplier);
+      constexpr int kHighBytes = 0x7531, kShift = 8 - Element::kCutBits;
+      u32 low = scale(words[2 * i]), high = scale(words[2 * i + 1]);
+      const u32 signs = __byte_perm(low, high, kHighBytes);  // of every term
 #pragma unroll
       for (int t = 0; t < S::kTerms; ++t) {
-        const u32 packed = e4m3x4(rest[0][0], rest[0][1], rest[1][0], rest[1][1]);
-        term[t][i] = packed;
+        const u32 magnitudes = __byte_perm(low << kShift, high << kShift, kHighBytes);
+        term[t][i] = signs ^ ((signs ^ magnitudes) & 0x7f7f7f7fu);
         if (t + 1 == S::kTerms) break;
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          const u32 halves = ptx::cvt_rn_f16x2_e4m3x2(static_cast<u16>(packed >> 16 * j));
-          rest[j][0] = __fsub_rn(rest[j][0], Fp16::low(halves));
-          rest[j][1] = __fsub_rn(rest[j][1], Fp16::high(halves));
-        }
+        low = Element::subtract(low, low & kKept), high = Element::subtract(high, high & kKept);
       }
     }
     return amax <= kFloatMax ? __uint_as_float(exponent << 23) : __uint_as_float(0x7fffffffu);

@@ -15,18 +15,27 @@ MLA_FP8_DEVICE u16 cvt_rn_satfinite_e4m3x2_f32(float low, float high) {
   return packed;
 }
 
-// Two products of bf16, each rounded to nearest even; subnormal numbers count.
+// Two products or differences of bf16 or fp16, each rounded to nearest even; subnormal numbers
+// count. Used to split activations into terms.
 MLA_FP8_DEVICE u32 mul_rn_bf16x2(u32 a, u32 b) {
   u32 product;
   asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
   return product;
 }
-
-// Two e4m3 -> two fp16, exact. Used where a value's next term is what the last one left.
-MLA_FP8_DEVICE u32 cvt_rn_f16x2_e4m3x2(u16 packed) {
-  u32 halves;
-  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(packed));
-  return halves;
+MLA_FP8_DEVICE u32 mul_rn_f16x2(u32 a, u32 b) {
+  u32 product;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+  return product;
+}
+MLA_FP8_DEVICE u32 sub_rn_bf16x2(u32 a, u32 b) {
+  u32 difference;
+  asm("sub.rn.bf16x2 %0, %1, %2;" : "=r"(difference) : "r"(a), "r"(b));
+  return difference;
+}
+MLA_FP8_DEVICE u32 sub_rn_f16x2(u32 a, u32 b) {
+  u32 difference;
+  asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(difference) : "r"(a), "r"(b));
+  return difference;
 }
 
 // fp16 -> fp32, exact. Used by every kernel that reads fp16.

@@ -1,6 +1,7 @@
 // Global memory accesses wider or more particular than plain C++ gives.
 #pragma once
 
+#include "kernels/ptx/mbarrier.cuh"
 #include "types.h"
 
 namespace mla_fp8::ptx {
@@ -32,6 +33,15 @@ MLA_FP8_DEVICE void st_global_cs_b32(void* to, u32 value) {
 }
 MLA_FP8_DEVICE void st_global_cs_b16(void* to, u16 value) {
   asm volatile("st.global.cs.b16 [%0], %1;" ::"l"(to), "h"(value));
+}
+
+// Four matrices of 8 rows of 16 bytes from shared memory: lane i gives the address of row i % 8 of
+// matrix i / 8, and gets of each matrix the four bytes 4 (i % 4).. of row i / 4.
+MLA_FP8_DEVICE void ldmatrix_sync_aligned_m8n8_x4_shared_b16(u32 (&to)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(shared_address(row))
+               : "memory");
 }
 
 }  // namespace mla_fp8::ptx

@@ -71,9 +71,9 @@ struct RawRows {
   MLA_FP8_DEVICE RawRows(const Product& product, i32 head, int lane_quad)
       : p(product), from(static_cast<const u16*>(product.x) + head * product.x_stride[1]), quad(lane_quad) {}
 
-  static MLA_FP8_DEVICE u8* place(u8* stage, int warp_row, int vector) {
-    u8* rows = stage + threadIdx.x % kWarpgroup / kWarp * (kRows * 2 * kGroup);
-    return rows + warp_row * (2 * kGroup) + (vector ^ warp_row % kQuad * 2) * kVectorBytes;
+  // Of the warp in the stage.
+  static MLA_FP8_DEVICE u8* place(u8* stage) {
+    return stage + threadIdx.x % kWarpgroup / kWarp * (kRows * kRowVectors * kVectorBytes);
   }
 
   // A warp's copies of its rows, of which `row` is the lane's first. Of a row that does not exist
@@ -85,19 +85,23 @@ struct RawRows {
     const i32 rows = static_cast<i32>(min(p.s - first_row, i64{kRows}));  // that exist, from first_row on
     const u16* vector = from + first_row * p.x_stride[0] + block * kGroup + lane % kRowVectors * 8;
     const i64 step = kRowsAtOnce * p.x_stride[0];
+    u8* to = place(stage) + warp_row * (kRowVectors * kVectorBytes);
+    const int column = lane % kRowVectors ^ warp_row * 2;
 #pragma unroll
     for (int i = 0; i < kRows; i += kRowsAtOnce, vector += step)
-      ptx::cp_async_cg_16(place(stage, warp_row + i, lane % kRowVectors), vector, i < rows ? kVectorBytes : 0);
+      ptx::cp_async_cg_16(to + (i * kRowVectors + (column ^ i % kQuad * 2)) * kVectorBytes, vector,
+                          i < rows ? kVectorBytes : 0);
   }
 
   // The lane's i-th row, once every lane of the warp has waited for its copies. The next rows may
   // come once every lane has taken both of its own.
   MLA_FP8_DEVICE void take(Row& words, u8* stage, int i) const {
-    const int lane = threadIdx.x % kWarp;
+    const int lane_row = threadIdx.x % kWarp / kQuad;
+    const u8* from_row = place(stage) + (lane_row + i * kLaneRowStep) * (kRowVectors * kVectorBytes) + quad * 8;
 #pragma unroll
     for (int half = 0; half < 2 * kSteps; ++half) {  // of 32 columns
-      const uint2 two = *reinterpret_cast<const uint2*>(
-          place(stage, lane / kQuad + i * kLaneRowStep, 2 * half + quad / 2) + quad % 2 * 8);
+      const int pair = half / kQuad * kQuad + (half % kQuad ^ lane_row % kQuad);  // of vectors
+      const uint2 two = *reinterpret_cast<const uint2*>(from_row + pair * (2 * kVectorBytes));
       words[2 * half] = two.x, words[2 * half + 1] = two.y;
     }
   }

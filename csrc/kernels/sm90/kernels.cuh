@@ -6,6 +6,7 @@
 #include "kernels/sm90/few.cuh"
 #include "kernels/sm90/kloop.cuh"
 #include "kernels/sm90/own.cuh"
+#include "kernels/sm90/pipelined.cuh"
 #include "kernels/sm90/shared.cuh"
 #include "kernels/sm90/tiles.h"
 
@@ -26,6 +27,10 @@ MLA_FP8_DEVICE void run(SharedRows<R, S, A...>, const Params& params, typename S
 template <class R, class S, int... A>
 MLA_FP8_DEVICE void run(OwnRows<R, S, A...>, const Params& params, typename OwnRows<R, S, A...>::Shared& shared) {
   run_own<OwnRows<R, S, A...>>(params, shared);
+}
+template <class R, class S, int... A>
+MLA_FP8_DEVICE void run(Pipelined<R, S, A...>, const Params& params, typename Pipelined<R, S, A...>::Shared& shared) {
+  run_pipelined<Pipelined<R, S, A...>>(params, shared);
 }
 template <class R, class S, int... A>
 MLA_FP8_DEVICE void run(KLoop<R, S, A...>, const Params& params, typename KLoop<R, S, A...>::Shared& shared) {

@@ -39,12 +39,7 @@ struct InParentheses<void(T)> {
   X(absorb_q_phased,               kAbsorbQ,       (SharedRows<Terms<2>, Latent<2>, 4, 1, 128, 1, 2, 1>), 1, 0.7, 1.0, 0.6)   \
   X(absorb_q_phased_e4m3,          kAbsorbQ,       (SharedRows<Terms<2>, Latent<1>, 4, 1, 128, 1, 2, 1>), 1, -1.3, 5.1, 0.5)  \
   X(absorb_q_own253, kAbsorbQ, (OwnRows<Terms<2>, Latent<2>, 2, 4, 1, 5, 1, 0>), 1, 0.7, 1.0, 0.6) \
-  X(absorb_q_own333, kAbsorbQ, (OwnRows<Terms<2>, Latent<2>, 3, 4, 1, 3, 1, 0>), 1, 0.7, 1.0, 0.6) \
-  X(absorb_q_own42, kAbsorbQ, (OwnRows<Terms<2>, Latent<2>, 4, 4, 1, 2, 1, 0>), 1, 0.7, 1.0, 0.6) \
-  X(absorb_q_str25o, kAbsorbQ, (OwnRows<Terms<2>, Latent<2>, 2, 4, 1, 5, 0, 1>), 1, 0.7, 1.0, 0.6) \
   X(absorb_q_str25, kAbsorbQ, (OwnRows<Terms<2>, Latent<2>, 2, 4, 1, 5, 0, 0>), 1, 0.7, 1.0, 0.6) \
-  X(absorb_q_str33, kAbsorbQ, (OwnRows<Terms<2>, Latent<2>, 3, 4, 1, 3, 0, 0>), 1, 0.7, 1.0, 0.6) \
-  X(absorb_q_str42, kAbsorbQ, (OwnRows<Terms<2>, Latent<2>, 4, 4, 1, 2, 0, 0>), 1, 0.7, 1.0, 0.6) \
   X(absorb_q_kloop,                kAbsorbQ,       (KLoop<Terms<3>, Latent<0>, 1, 4, 16>),                1, 0.8, 0.2, 0.6)   \
   X(absorb_q_kloop_unaligned,      kAbsorbQ,       (KLoop<Terms<3>, Latent<0>, 1, 4, 2>),                 2, 0.7, 3.0, 15.0)  \
   X(v_up_few8,                     kVUp,           (FewRows<Terms<2>, Value<2>, 8, 2, 1, 4>),             3, -0.1, 1.0, 2.1)  \
@@ -52,8 +47,11 @@ struct InParentheses<void(T)> {
   X(v_up_few16,                    kVUp,           (FewRows<Terms<3>, Value<0>, 16, 2, 1, 4>),            2, -0.3, 1.7, 2.3)  \
   X(v_up_few32,                    kVUp,           (FewRows<Terms<2>, Value<0>, 32, 2, 1, 4>),            2, -0.8, 2.9, 3.2)  \
   X(v_up_shared64,                 kVUp,           (SharedRows<Terms<2>, Value<0>, 4, 1, 32, 4, 0>),      1, -0.8, 4.0, 2.6)  \
-  X(v_up_own2,                     kVUp,           (OwnRows<Terms<2>, Value<0>, 2, 1, 4, 5>),              1, -0.8, 4.0, 2.6)  \
-  X(v_up_own1,                     kVUp,           (OwnRows<Terms<2>, Value<0>, 1, 1, 4, 8>),              1, -0.8, 4.0, 2.6)  \
+  X(v_up_p64_54, kVUp, (Pipelined<Terms<2>, Value<0>, 64, 2, 4, 5, 4>), 1, -0.8, 4.0, 2.6)  \
+  X(v_up_p64_45, kVUp, (Pipelined<Terms<2>, Value<0>, 64, 2, 4, 4, 5>), 1, -0.8, 4.0, 2.6)  \
+  X(v_up_p64_36, kVUp, (Pipelined<Terms<2>, Value<0>, 64, 2, 4, 3, 6>), 1, -0.8, 4.0, 2.6)  \
+  X(v_up_p32_33, kVUp, (Pipelined<Terms<2>, Value<0>, 32, 1, 4, 3, 3>), 2, -0.8, 4.0, 2.6)  \
+  X(v_up_p32_42, kVUp, (Pipelined<Terms<2>, Value<0>, 32, 1, 4, 4, 2>), 2, -0.8, 4.0, 2.6)  \
   X(v_up_kloop,                    kVUp,           (KLoop<Terms<3>, Value<0>, 2, 4, 16>),                 1, 2.7, 0.3, 1.3)   \
   X(v_up_kloop_unaligned,          kVUp,           (KLoop<Terms<3>, Value<0>, 1, 4, 2>),                  2, 4.2, 1.5, 3.9)   \
   X(bmm_k128,                      kBmm,           (KLoop<Taken, Plain, 1, 1, 16, 128>),                  4, -0.2, 0.3, 0.1)  \
