@@ -107,9 +107,9 @@ struct OwnTile {
     const i32 column = at.slice * C::kTileN + chunk * kChunkN;
     const i64 row = i64{first_row} + stages.lane_row;
     if (C::kOutBytes == 1 || (C::kOutBytes == 0 && p.out_dtype == Dtype::kE4m3)) {
-      store_sums<C>(E4m3{}, p, at.head, column, row, p.s, sums, stages.pe.multiplier);
+      store_sums<C, kChunkN>(E4m3{}, p, at.head, column, row, p.s, sums, stages.pe.multiplier);
     } else if constexpr (C::kOutBytes != 1) {
-      store_sums<C>(typename S::Element{}, p, at.head, column, row, p.s, sums, 1.0f);
+      store_sums<C, kChunkN>(typename S::Element{}, p, at.head, column, row, p.s, sums, 1.0f);
     }
   }
 

@@ -195,33 +195,38 @@ struct OwnRows : Schedule<Rows, Store, kWarpgroups_> {
   static_assert(sizeof(Shared) <= kMaxSharedBytes);
 };
 
-// kRows rows, at most 64, and 128 columns; k is kBlocks groups. kSplitters_ warpgroups split the
-// rows for one that multiplies.
-template <class Rows, class Store, int kRows, int kSplitters_, int kBlocks_, int kRowStages_, int kPlaneStages_>
-struct Pipelined : Schedule<Rows, Store, kSplitters_ + 1> {
-  using Base = Schedule<Rows, Store, kSplitters_ + 1>;
+// kRows rows, 64 or 32, and 128 columns; k is kBlocks groups. kSplitters_ warpgroups split the rows
+// for kMultipliers_ that multiply, each by its share of the columns. kCtas run on an SM.
+template <class Rows, class Store, int kRows, int kSplitters_, int kMultipliers_, int kBlocks_, int kRowStages_,
+          int kPlaneStages_, int kCtas>
+struct Pipelined : Schedule<Rows, Store, kSplitters_ + kMultipliers_> {
+  using Base = Schedule<Rows, Store, kSplitters_ + kMultipliers_>;
   static constexpr int kBlocks = kBlocks_, kRowStages = kRowStages_, kPlaneStages = kPlaneStages_;
   static constexpr int kTileM = kRows;
   static constexpr int kTileN = kChunkN;
+  static constexpr int kColumns = kTileN / kMultipliers_;
   static constexpr int kK = kBlocks * kGroup;
   static constexpr int kStages = kBlocks;
   static constexpr WeightOrder kOrder = lane_order(Base::kLaneColumns);
-  static constexpr int kSplitters = kSplitters_ * kWarpgroup;  // threads
+  static constexpr int kSplitters = kSplitters_ * kWarpgroup, kMultipliers = kMultipliers_ * kWarpgroup;  // threads
   static constexpr int kSlotRows = kSplitters / kParts, kSlots = kTileM / kSlotRows;  // rows at once; of a thread
   static constexpr int kPlaneBytes = kTileM * kGroup;
-  static constexpr int kCtas = kTileM == kWgmmaM ? 1 : 2;  // an SM
-  // Of a thread: what a launch gives to all, and what the multiplier then gets from the splitters.
+  static_assert(kTileM % kSlotRows == 0 && kTileM <= kWgmmaM);
+
+  // Registers a thread: what a launch gives to all, and what multipliers then get from splitters.
   static constexpr int kRegisters = 65536 / (Base::kThreads * kCtas) / 8 * 8;
-  static constexpr int kSplitterRegisters = kSplitters_ == 2 ? 112 : 72;
-  static constexpr int kMultiplierRegisters_ = kRegisters + (kRegisters - kSplitterRegisters) * kSplitters_;
-  static constexpr int kMultiplierRegisters = kMultiplierRegisters_ > 240 ? 240 : kMultiplierRegisters_;
-  static_assert(kTileM % kSlotRows == 0);
+  static constexpr int kSplitterRegisters = kRegisters == 128 ? 72 : 112;
+  static constexpr int kLeftRegisters =
+      (kRegisters * Base::kThreads - kSplitterRegisters * kSplitters) / kMultipliers / 8 * 8;
+  static constexpr int kMultiplierRegisters = kLeftRegisters < 240 ? kLeftRegisters : 240;
 
   struct Shared {
     alignas(1024) u8 w[kStages][kWeightTileBytes];  // 128-byte swizzle
     alignas(1024) u8 planes[kPlaneStages][Rows::kMostTerms][kPlaneBytes];  // likewise
     alignas(16) u8 rows[kRowStages][kSlots][2][kSplitters][kVectorBytes];
     float scale[kPlaneStages][kTileM];
+    // Of each multiplier's columns: row tiles alternate.
+    float amax[Store::kRowScale && kMultipliers_ > 1 ? 2 : 1][kMultipliers_][kTileM];
     u64 full[kStages];
     u64 ready[kPlaneStages];
     u64 taken[kPlaneStages];
