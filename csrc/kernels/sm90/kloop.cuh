@@ -104,7 +104,7 @@ MLA_FP8_DEVICE void store_with_pe(const Product& p, const Place& at, i32 first_c
   }
   with_output<typename C::Store, true>(
       p, [&](auto element) {
-        store_sums<C, kChunkN>(element, p, at.head, first_column, row, p.s, [&](int i) { return sums[i]; }, out_multiplier);
+        store_sums<C, kChunkN>(element, p, at.head, first_column, static_cast<u32>(row), static_cast<u32>(p.s), [&](int i) { return sums[i]; }, out_multiplier);
       });
 }
 

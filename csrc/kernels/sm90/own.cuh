@@ -54,8 +54,8 @@ struct OwnStages {
     return rows(stage) + C::kRowsBytes + (i * kWarpgroup + threadIdx.x % kWarpgroup) * kVectorBytes;
   }
 
-  MLA_FP8_DEVICE void fetch(int stage, u32 first_row, i32 block) const {
-    source.copy(rows(stage), first_row + lane_row, block);
+  MLA_FP8_DEVICE void fetch(int stage, u32 first_row) const {
+    source.copy(rows(stage), first_row + lane_row, 0);
     if constexpr (C::Store::kPe) {
       if (!has_pe) return;
 #pragma unroll
@@ -66,14 +66,12 @@ struct OwnStages {
     }
   }
 
-  // Waits for the oldest batch that is not taken yet. Of k of several blocks the one before it has
-  // been taken, and its stage is not filled again yet.
+  // Waits for the oldest of as many batches as there are stages.
   MLA_FP8_DEVICE void wait_oldest() const {
-    constexpr int kTaken = C::kBlocks == 1 ? 0 : 1;
     if (C::Store::kPe && has_pe) {
-      ptx::cp_async_wait_group<C::kStagesWithPe - 1 - kTaken>();
+      ptx::cp_async_wait_group<C::kStagesWithPe - 1>();
     } else {
-      ptx::cp_async_wait_group<C::kRowStages - 1 - kTaken>();
+      ptx::cp_async_wait_group<C::kRowStages - 1>();
     }
   }
 
@@ -91,88 +89,37 @@ struct OwnStages {
   }
 };
 
-// What a warpgroup multiplies: 64 rows from first_row on, in stages from `stage` on.
+// What a warpgroup multiplies, a row tile of 64 rows at a time.
 template <class C, class S>
 struct OwnTile {
   const Product& p;
   typename C::Shared& shared;
   const OwnStages<C>& stages;
   const Place& at;
-  const float (&w_scale)[C::kStages];
+  const float (&w_scale)[C::kChunks];
 
-  using Sums = float[64];
-
-  template <class Value>
-  MLA_FP8_DEVICE void store(u32 first_row, int chunk, const Value& sums) const {
-    const i32 column = at.slice * C::kTileN + chunk * kChunkN;
-    const i64 row = i64{first_row} + stages.lane_row;
-    if (C::kOutBytes == 1 || (C::kOutBytes == 0 && p.out_dtype == Dtype::kE4m3)) {
-      store_sums<C, kChunkN>(E4m3{}, p, at.head, column, row, p.s, sums, stages.pe.multiplier);
-    } else if constexpr (C::kOutBytes != 1) {
-      store_sums<C, kChunkN>(typename S::Element{}, p, at.head, column, row, p.s, sums, 1.0f);
-    }
+  MLA_FP8_DEVICE void take(Fragment<S::kTerms>& fragment, int stage) const {
+    __syncwarp();
+    split_rows<S>(fragment, [&](auto& words, int i) { stages.source.take(words, stages.rows(stage), i); });
   }
 
-  // One block of k and kChunks chunks of columns, of which one is multiplied while the one before is
-  // stored. `take` gives the words of the rows.
-  template <class Take, class Refill>
-  MLA_FP8_DEVICE void chunks(u32 first_row, const Take& take, const Refill& refill) const {
-    Fragment<S::kTerms> fragment;
-    take(fragment);
-    refill();
-    constexpr bool kOverlap = C::kOverlap != 0;
-    Sums product[kOverlap ? 2 : 1];
-    multiply_fragment<S::kTerms>(product[0], fragment, shared.w[0]);
+  MLA_FP8_DEVICE void multiply_and_store(Fragment<S::kTerms>& fragment, u32 first_row) const {
+    const u32 row = first_row + stages.lane_row;
 #pragma unroll
     for (int c = 0; c < C::kChunks; ++c) {
-      if (!kOverlap) {
-        if (c != 0) multiply_fragment<S::kTerms>(product[0], fragment, shared.w[c]);
-        ptx::wgmma_wait_group_sync_aligned<0>();
-      } else
-      if (c + 1 < C::kChunks) {
-        multiply_fragment<S::kTerms>(product[(c + 1) % 2], fragment, shared.w[c + 1]);
-        ptx::wgmma_wait_group_sync_aligned<1>();
-      } else {
-        ptx::wgmma_wait_group_sync_aligned<0>();
-      }
+      float product[64];
+      multiply_fragment<S::kTerms>(product, fragment, shared.w[c]);
+      ptx::wgmma_wait_group_sync_aligned<0>();
       const float scale[] = {__fmul_rn(fragment.scale[0], w_scale[c]), __fmul_rn(fragment.scale[1], w_scale[c])};
       // From +0, as a sum of blocks begins.
-      store(first_row, c, [&](int i) { return __fmaf_rn(product[kOverlap ? c % 2 : 0][i], scale[i / 2 % 2], 0.0f); });
-    }
-  }
-
-  // kBlocks blocks of k, of which one is multiplied while the next one's rows are split.
-  template <class Take, class Refill>
-  MLA_FP8_DEVICE void blocks(u32 first_row, const Take& take, const Refill& refill) const {
-    Fragment<S::kTerms> fragment[2];
-    Sums product, sums = {};
-    take(fragment[0]);
-    multiply_fragment<S::kTerms>(product, fragment[0], shared.w[0]);
-#pragma unroll
-    for (int k = 0; k < C::kBlocks; ++k) {
-      if (k + 1 < C::kBlocks) {
-        take(fragment[(k + 1) % 2]);
-        settle(fragment[(k + 1) % 2]);  // before the wait, not after it
+      const auto value_of = [&](int i) { return __fmaf_rn(product[i], scale[i / 2 % 2], 0.0f); };
+      const i32 column = at.slice * C::kTileN + c * kChunkN;
+      if constexpr (C::kOutBytes == 1) {
+        store_sums<C, kChunkN>(E4m3{}, p, at.head, column, row, static_cast<u32>(p.s), value_of, stages.pe.multiplier);
+      } else {
+        static_assert(C::kOutBytes == 2);
+        store_sums<C, kChunkN>(typename S::Element{}, p, at.head, column, row, static_cast<u32>(p.s), value_of, 1.0f);
       }
-      ptx::wgmma_wait_group_sync_aligned<0>();
-      const float scale[] = {__fmul_rn(fragment[k % 2].scale[0], w_scale[k]),
-                             __fmul_rn(fragment[k % 2].scale[1], w_scale[k])};
-#pragma unroll
-      for (int i = 0; i < 64; ++i) sums[i] = __fmaf_rn(product[i], scale[i / 2 % 2], sums[i]);
-#pragma unroll
-      for (float& sum : sums) ptx::settle(sum);
-      refill();
-      if (k + 1 < C::kBlocks) multiply_fragment<S::kTerms>(product, fragment[(k + 1) % 2], shared.w[k + 1]);
-    }
-    store(first_row, 0, [&](int i) { return sums[i]; });
-  }
-
-  template <class Take, class Refill>
-  MLA_FP8_DEVICE void run(u32 first_row, const Take& take, const Refill& refill) const {
-    if constexpr (C::kBlocks == 1) {
-      chunks(first_row, take, refill);
-    } else {
-      blocks(first_row, take, refill);
     }
   }
 };
@@ -188,7 +135,7 @@ MLA_FP8_DEVICE void run_phased(const Params& params, const OwnTile<C, S>& tile, 
     const u32 left = first_row < s ? (s - first_row + step - 1) / step : 0;
     const int tiles = static_cast<int>(min(left, bursts.tiles));
 #pragma unroll 1
-    for (int i = 0; i < tiles; ++i) stages.fetch(i, first_row + i * step, 0);
+    for (int i = 0; i < tiles; ++i) stages.fetch(i, first_row + i * step);
     ptx::cp_async_commit_group();
     ptx::cp_async_wait_group<0>();
     __syncthreads();
@@ -198,9 +145,9 @@ MLA_FP8_DEVICE void run_phased(const Params& params, const OwnTile<C, S>& tile, 
 #pragma unroll 1
     for (int i = 0; i < tiles; ++i) {
       stages.store_pe(i, first_row + i * step);
-      tile.run(first_row + i * step, [&](auto& fragment) {
-        split_rows<S>(fragment, [&](auto& words, int row) { stages.source.take(words, stages.rows(i), row); });
-      }, [] {});
+      Fragment<S::kTerms> fragment;
+      tile.take(fragment, i);
+      tile.multiply_and_store(fragment, first_row + i * step);
     }
     first_row += bursts.tiles * step;
     if (done + 1 < bursts.count) phase.wait_for_all();
@@ -213,29 +160,24 @@ MLA_FP8_DEVICE void run_streamed(const Params& params, const OwnTile<C, S>& tile
   const OwnStages<C>& stages = tile.stages;
   const u32 s = static_cast<u32>(params.product.s);
   u64 next_row = first_row;
-  i32 next_block = 0;
   const auto fetch = [&](int stage) {
-    if (next_row < s) {
-      stages.fetch(stage, static_cast<u32>(next_row), next_block);
-      if (++next_block == C::kBlocks) next_block = 0, next_row += step;
-    }
+    if (next_row < s) stages.fetch(stage, static_cast<u32>(next_row));
+    next_row += step;
     ptx::cp_async_commit_group();
   };
   for (int stage = 0; stage < stages.count(); ++stage) fetch(stage);
   for (u64& full : tile.shared.full) wait(&full, 0);
-  int taken = 0, free = 0;
-  const auto after = [&](int stage) { return stage + 1 == stages.count() ? 0 : stage + 1; };
+  int stage = 0;
 #pragma unroll 1
   for (u64 row = first_row; row < s; row += step) {
-    const auto take = [&](auto& fragment) {
-      stages.wait_oldest();
-      __syncwarp();
-      split_rows<S>(fragment, [&](auto& words, int i) { stages.source.take(words, stages.rows(taken), i); });
-      stages.store_pe(taken, static_cast<u32>(row));
-      __syncwarp();
-      taken = after(taken);
-    };
-    tile.run(static_cast<u32>(row), take, [&] { fetch(free), free = after(free); });
+    stages.wait_oldest();
+    Fragment<S::kTerms> fragment;
+    tile.take(fragment, stage);
+    stages.store_pe(stage, static_cast<u32>(row));
+    __syncwarp();
+    fetch(stage);
+    stage = stage + 1 == stages.count() ? 0 : stage + 1;
+    tile.multiply_and_store(fragment, static_cast<u32>(row));
   }
 }
 
@@ -249,13 +191,11 @@ MLA_FP8_DEVICE void run_own(const Params& params, typename C::Shared& shared) {
   begin_with_weights<C>(params, shared, at, C::kPhased || first_row < s);
   if (!C::kPhased && first_row >= s) return;
 
-  float w_scale[C::kStages];
+  float w_scale[C::kChunks];
 #pragma unroll
-  for (int i = 0; i < C::kStages; ++i) {
-    const i64 row = (at.slice * C::kTileN + i / C::kBlocks * kChunkN) / kChunkN;
-    w_scale[i] =
-        p.w_scale[at.head * p.w_scale_stride[0] + row * p.w_scale_stride[1] + i % C::kBlocks * p.w_scale_stride[2]];
-  }
+  for (int c = 0; c < C::kChunks; ++c)
+    w_scale[c] =
+        p.w_scale[at.head * p.w_scale_stride[0] + (at.slice * C::kTileN / kChunkN + c) * p.w_scale_stride[1]];
   const LanePlace lane = lane_place();
   const RawRows source(p, at.head, lane.quad);
   const typename OwnStages<C>::PeOf pe{p, at.head, at.slice, slices, read_multiplier<typename C::Store>(p)};

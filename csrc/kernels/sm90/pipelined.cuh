@@ -95,24 +95,6 @@ MLA_FP8_DEVICE void split_items(const Product& p, typename C::Shared& shared, i3
   }
 }
 
-// The warp's 16 rows of a stage of planes as fragments.
-template <int kTerms, int kPlaneBytes>
-MLA_FP8_DEVICE void take_planes(Fragment<kTerms>& fragment, const u8* planes, const float* scale) {
-  const int lane = threadIdx.x % kWarp;
-  const int row = threadIdx.x % kWarpgroup / kWarp * 16 + lane % 16;
-  const u8* from = planes + row * kGroup;
-#pragma unroll
-  for (int term = 0; term < kTerms; ++term) {
-#pragma unroll
-    for (int step = 0; step < kSteps; ++step)
-      ptx::ldmatrix_sync_aligned_m8n8_x4_shared_b16(
-          fragment.a[term][step], from + term * kPlaneBytes + ((step * 2 + lane / 16) ^ row % 8) * kVectorBytes);
-  }
-  const int lane_row = lane_place().row;
-#pragma unroll
-  for (int i = 0; i < kLaneRows; ++i) fragment.scale[i] = scale[lane_row + i * kLaneRowStep];
-}
-
 // A multiplying warpgroup's columns of the items.
 template <class C, class S>
 struct Multiplier {
@@ -176,7 +158,7 @@ struct Multiplier {
   MLA_FP8_DEVICE void store(const Sums& sums, u32 row, u32 end, int buffer) const {
     const auto value_of = [&](int i) { return sums[i]; };
     const i32 first_column = at.slice * C::kTileN + column;
-    const i64 lane_row = i64{row} + lane_place().row;
+    const u32 lane_row = row + lane_place().row;
     if (C::kOutBytes == 1 || (C::kOutBytes == 0 && p.out_dtype == Dtype::kE4m3)) {
       const auto all_columns = [&](float (&amax)[kLaneRows], const LanePlace& lane) {
         if constexpr (C::kMultipliers > kWarpgroup) {

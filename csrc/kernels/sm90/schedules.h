@@ -113,82 +113,60 @@ struct FewRows : Schedule<Rows, Store, kWarpgroups_> {
   static_assert(sizeof(Shared) <= kMaxSharedBytes);
 };
 
-// 64 rows for all warpgroups, each of which makes kChunks times kColumns of their columns; k is
-// kBlocks groups. kAhead is the number of stages of shared memory through which the next rows come,
-// or 0 where they come through registers. kPhased is 1 or 0.
-template <class Rows, class Store, int kWarpgroups_, int kChunks_, int kColumns_, int kBlocks_, int kAhead_,
-          int kPhased_ = 0>
+// 64 rows for all warpgroups, each of which makes kChunks times 128 of their columns; k is 128.
+// kAhead is the number of stages of shared memory through which the next rows come, or 0 where they
+// come through registers. There is room for kPlanes planes of terms.
+template <class Rows, class Store, int kWarpgroups_, int kChunks_, int kAhead_, int kPlanes_>
 struct SharedRows : Schedule<Rows, Store, kWarpgroups_> {
   using Base = Schedule<Rows, Store, kWarpgroups_>;
-  static constexpr int kChunks = kChunks_, kColumns = kColumns_, kBlocks = kBlocks_, kAhead = kAhead_;
+  static constexpr int kChunks = kChunks_, kAhead = kAhead_, kPlanes = kPlanes_, kBlocks = 1;
   static constexpr int kTileM = kWgmmaM;
-  static constexpr int kTileN = kWarpgroups_ * kChunks * kColumns;
-  static constexpr int kK = kBlocks * kGroup;
-  static constexpr int kStages = kTileN / kChunkN * kBlocks;
+  static constexpr int kTileN = kWarpgroups_ * kChunks * kChunkN;
+  static constexpr int kK = kGroup;
+  static constexpr int kStages = kTileN / kChunkN;
   static constexpr int kUnderWay = kAhead == 0 ? 1 : kAhead;  // row tiles
-  static constexpr bool kLeavesRoom = !kPhased_ && kBlocks == 1;
-  static constexpr bool kPhased = kPhased_ != 0;
+  static constexpr bool kLeavesRoom = true;
   static constexpr WeightOrder kOrder = lane_order(Base::kLaneColumns);
 
-  // Rows of a block that all threads bring at once.
-  static constexpr int kSlotRows = Base::kThreads / kParts;
-  static constexpr int kSlots = kTileM * kBlocks / kSlotRows;  // of a thread
-  static_assert(kTileM % kSlotRows == 0 && kChunkN % kColumns == 0 && kStages <= Base::kThreads / kWarp);
-
-  // What is kept of a row tile: planes of e4m3 terms, their scales, and in phases q_pe as it will
-  // be stored, 8 columns a thread.
-  static constexpr int kPlaneBytes = kTileM * kK, kScaleBytes = kTileM * kBlocks * 4;
-  // Chunks of q_pe that a thread copies where q_pe has 64 columns and n is 512.
+  // Rows that all threads bring at once; rows of a thread; its chunks of q_pe, where that has 64
+  // columns and n is 512.
+  static constexpr int kSlotRows = Base::kThreads / kParts, kSlots = kTileM / kSlotRows;
   static constexpr int kPeSlots = kTileN / Base::kThreads > 1 ? kTileN / Base::kThreads : 1;
-  static constexpr int kPeWords = !kPhased ? 0 : Base::kOutBytes == 1 ? 2 : 4;  // of a thread
-  static constexpr int kPeBytes = 4 * kPeWords * Base::kThreads;
-  // As many row tiles as a launch's terms leave room for: at least two where room is not scarce, and
-  // in phases all that the rest of Shared leaves.
-  static constexpr int kTilesBytes = kPhased       ? 114 * 1024
-                                     : kAhead != 0 ? 2 * (kPlaneBytes + kScaleBytes)
-                                                   : 2 * (Rows::kMostTerms * kPlaneBytes + kScaleBytes);
-  static MLA_FP8_HOST_DEVICE constexpr int buffers(int terms, bool keeps_pe) {
-    return kTilesBytes / (terms * kPlaneBytes + kScaleBytes + (keeps_pe ? kPeBytes : 0));
-  }
+  static constexpr int kPlaneBytes = kTileM * kGroup;
+  static_assert(kTileM % kSlotRows == 0 && kStages <= Base::kThreads / kWarp && kPlanes >= Rows::kMostTerms);
 
   struct Shared {
-    // Tiles of 128 x 128, block by block for each 128 columns; 128-byte swizzle.
-    alignas(1024) u8 w[kStages][kWeightTileBytes];
-    // The planes of every kept tile, 128-byte swizzle; then their scales; then their q_pe.
-    alignas(1024) u8 tiles[kTilesBytes];
+    alignas(1024) u8 w[kStages][kWeightTileBytes];  // 128-byte swizzle
+    alignas(1024) u8 planes[kPlanes][kPlaneBytes];  // likewise
     alignas(16)
         u8 ahead[kAhead == 0 ? 1 : kAhead][kAhead == 0 ? 1 : kSlots][2][kAhead == 0 ? 1 : Base::kThreads][kVectorBytes];
-    alignas(16) u8 pe_ahead[kPhased ? kAhead : 1][kPhased ? Base::kThreads : 1][kVectorBytes];
-    // Of each warpgroup's columns.
-    float amax[2][Store::kRowScale ? kWarpgroups_ : 1][Store::kRowScale ? kTileM : 1];
+    float scale[2][kTileM];
     u64 full[kStages];
   };
   static_assert(sizeof(Shared) <= kMaxSharedBytes);
 };
 
 // 64 rows a warpgroup, through kRowStages stages of its own, and kChunks times 128 columns; k is
-// kBlocks groups. kPhased is 1 or 0.
-template <class Rows, class Store, int kWarpgroups_, int kChunks_, int kBlocks_, int kRowStages_, int kPhased_ = 0, int kOverlap_ = 0>
+// 128. kPhased is 1 or 0.
+template <class Rows, class Store, int kWarpgroups_, int kChunks_, int kRowStages_, int kPhased_>
 struct OwnRows : Schedule<Rows, Store, kWarpgroups_> {
   using Base = Schedule<Rows, Store, kWarpgroups_>;
-  static constexpr int kOverlap = kOverlap_;
-  static constexpr int kChunks = kChunks_, kBlocks = kBlocks_, kRowStages = kRowStages_;
+  static constexpr int kChunks = kChunks_, kRowStages = kRowStages_, kBlocks = 1;
   static constexpr int kTileM = kWarpgroups_ * kWgmmaM;
   static constexpr int kTileN = kChunks * kChunkN;
-  static constexpr int kK = kBlocks * kGroup;
-  static constexpr int kStages = kChunks * kBlocks;
+  static constexpr int kK = kGroup;
+  static constexpr int kStages = kChunks;
   static constexpr bool kPhased = kPhased_ != 0;
   static constexpr WeightOrder kOrder = lane_order(Base::kLaneColumns);
-  static_assert(kStages <= Base::kThreads / kWarp && (kChunks == 1 || kBlocks == 1));
+  static_assert(kStages <= Base::kThreads / kWarp);
 
-  // A stage: 64 rows of 128 columns, and where there is any their q_pe of 64 columns.
+  // A stage: 64 rows, and where there is any their q_pe of 64 columns.
   static constexpr int kRowsBytes = 2 * kWgmmaM * kGroup, kPeBytes = 2 * kWgmmaM * 64;
   static constexpr int kPeSlots = kPeBytes / (kWarpgroup * kVectorBytes);  // chunks of a thread
   static constexpr int kStagesWithPe = kRowStages * kRowsBytes / (kRowsBytes + kPeBytes);
 
   struct Shared {
-    // Tiles of 128 x 128, block by block for each 128 columns; 128-byte swizzle.
-    alignas(1024) u8 w[kStages][kWeightTileBytes];
+    alignas(1024) u8 w[kStages][kWeightTileBytes];  // 128-byte swizzle
     alignas(16) u8 rows[kWarpgroups_][kRowStages * kRowsBytes];
     u64 full[kStages];
   };
@@ -215,7 +193,7 @@ struct Pipelined : Schedule<Rows, Store, kSplitters_ + kMultipliers_> {
 
   // Registers a thread: what a launch gives to all, and what multipliers then get from splitters.
   static constexpr int kRegisters = 65536 / (Base::kThreads * kCtas) / 8 * 8;
-  static constexpr int kSplitterRegisters = kRegisters == 128 ? 72 : 112;
+  static constexpr int kSplitterRegisters = kRegisters == 128 ? 64 : 112;
   static constexpr int kLeftRegisters =
       (kRegisters * Base::kThreads - kSplitterRegisters * kSplitters) / kMultipliers / 8 * 8;
   static constexpr int kMultiplierRegisters = kLeftRegisters < 240 ? kLeftRegisters : 240;

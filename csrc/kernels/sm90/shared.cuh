@@ -36,11 +36,10 @@
 // 8. Numerics  those of few.cuh, bit for bit.
 #pragma once
 
-#include "kernels/sm90/bursts.cuh"
-#include "kernels/sm90/lanes.cuh"
+#include "kernels/sm90/fragment.cuh"
 #include "kernels/sm90/pe.cuh"
 #include "kernels/sm90/rows.cuh"
-#include "kernels/sm90/weights.cuh"
+#include "kernels/sm90/sums.cuh"
 
 namespace mla_fp8::sm90 {
 
@@ -48,39 +47,30 @@ template <class C>
 using PeOf = Pe<C::kTileM, C::kThreads, true, C::kOutBytes>;
 
 // A thread's share of the row tiles to come: in its own places of a ring in shared memory, or in
-// registers if kAhead is 0. With phases, q_pe comes through the same ring.
+// registers if kAhead is 0.
 template <class C>
 struct RowsAhead {
   const Product& p;
   typename C::Shared& shared;
-  const PeOf<C>& pe;
-  bool has_pe;
   const u16* from;  // the head's
   int stage = 0;  // of the oldest tile under way, which is taken and then fetched over
   RowPart part[C::kSlots];
 
   static MLA_FP8_DEVICE int lane() { return threadIdx.x % kParts; }
-  static MLA_FP8_DEVICE int row(int slot) { return (threadIdx.x / kParts + slot * C::kSlotRows) % C::kTileM; }
-  static MLA_FP8_DEVICE int block(int slot) { return slot * C::kSlotRows / C::kTileM; }
+  static MLA_FP8_DEVICE int row(int slot) { return threadIdx.x / kParts + slot * C::kSlotRows; }
 
-  // The row tile from first_row on, unless it begins at `end` or later.
-  MLA_FP8_DEVICE void fetch(u64 first_row, u32 end) {
-    if (first_row < end) {
+  // The row tile from first_row on, unless it begins at s or later.
+  MLA_FP8_DEVICE void fetch(u64 first_row) {
+    if (first_row < static_cast<u32>(p.s)) {
 #pragma unroll
       for (int i = 0; i < C::kSlots; ++i) {
         const u32 at = static_cast<u32>(first_row) + row(i);
         const bool exists = at < static_cast<u32>(p.s);
-        const u16* group = from + (exists ? at : 0) * p.x_stride[0] + block(i) * kGroup;
+        const u16* group = from + (exists ? at : 0) * p.x_stride[0];
         if constexpr (C::kAhead == 0) {
           load_part(part[i], group, lane(), exists);
         } else {
           copy_part(shared.ahead[stage][i], group, lane(), exists);
-        }
-      }
-      if constexpr (C::kPhased) {
-        if (has_pe) {
-          const PeChunk chunk = pe.place(static_cast<u32>(first_row), 0);
-          if (chunk.exists) ptx::cp_async_cg_16(shared.pe_ahead[stage][threadIdx.x], pe.source(chunk), kVectorBytes);
         }
       }
     }
@@ -90,198 +80,52 @@ struct RowsAhead {
     }
   }
 
-  // The first fetches of a burst, or of all row tiles.
-  MLA_FP8_DEVICE void start(u32 first_row, u32 step, u32 end) {
+  MLA_FP8_DEVICE void start(u32 first_row, u32 step) {
 #pragma unroll
-    for (int i = 0; i < C::kUnderWay; ++i) fetch(first_row + u64{1} * i * step, end);
+    for (int i = 0; i < C::kUnderWay; ++i) fetch(first_row + u64{1} * i * step);
   }
 
   // Waits for the oldest tile, whose rows are then in `part`. With kAhead = 0 the next tile is
   // fetched into the same registers, after split_to().
-  MLA_FP8_DEVICE void take(u32 (&pe_word)[4]) {
+  MLA_FP8_DEVICE void take() {
     if constexpr (C::kAhead != 0) {
       ptx::cp_async_wait_group<C::kAhead - 1>();
 #pragma unroll
       for (int i = 0; i < C::kSlots; ++i) take_part(part[i], shared.ahead[stage][i]);
-      if (C::kPhased && has_pe) load_words(pe_word, shared.pe_ahead[stage][threadIdx.x]);
     }
   }
 
   template <class S>
   MLA_FP8_DEVICE void split_to(u8* planes, float* scales) const {
 #pragma unroll
-    for (int i = 0; i < C::kSlots; ++i) {
-      split_part<S, C::kPlaneBytes>(planes + block(i) * (C::kTileM * kGroup), scales + block(i) * C::kTileM + row(i),
-                                    part[i], row(i), lane());
-    }
+    for (int i = 0; i < C::kSlots; ++i)
+      split_part<S, C::kPlaneBytes>(planes, scales + row(i), part[i], row(i), lane());
   }
 };
 
-// The row tiles that a CTA keeps in shared memory: the planes of all tiles, then their scales, then
-// their q_pe as it will be stored.
-template <class C>
-struct Tiles {
-  u8* bytes;
-  int count, plane_bytes;  // of all terms
-
-  MLA_FP8_DEVICE Tiles(u8* from, int terms, bool keeps_pe)
-      : bytes(from), count(C::buffers(terms, keeps_pe)), plane_bytes(terms * C::kPlaneBytes) {}
-
-  MLA_FP8_DEVICE u8* planes(int tile) const { return bytes + tile * plane_bytes; }
-  MLA_FP8_DEVICE float* scales(int tile) const {
-    return reinterpret_cast<float*>(bytes + count * plane_bytes + tile * C::kScaleBytes);
-  }
-  // A thread's chunk, 8 or 16 bytes.
-  MLA_FP8_DEVICE u32* pe(int tile) const {
-    return reinterpret_cast<u32*>(bytes + count * (plane_bytes + C::kScaleBytes) + tile * C::kPeBytes) +
-           threadIdx.x * C::kPeWords;
-  }
-};
-
-template <class C>
-using LaneValues = float[kLaneRows][C::kColumns / kQuad];
-
-// Writes the scales of rows of 128 values, of which a lane has kColumns / 4, to out_row_scale, and
-// their reciprocals to `multiplier`.
-template <class C>
-MLA_FP8_DEVICE void share_row_scales(const Product& p, typename C::Shared& shared, const LaneValues<C>& value,
-                                     float (&multiplier)[kLaneRows], u32 first_row, int buffer, i32 head,
-                                     const LanePlace& lane) {
-  const int warpgroup = threadIdx.x / kWarpgroup;
-#pragma unroll
-  for (int i = 0; i < kLaneRows; ++i) {
-    const float amax = amax_of_lanes<1, kQuad>(value[i]);
-    if (lane.quad == 0) shared.amax[buffer][warpgroup][lane.row + i * kLaneRowStep] = amax;
-  }
-  __syncthreads();
-#pragma unroll
-  for (int i = 0; i < kLaneRows; ++i) {
-    const int in_tile = lane.row + i * kLaneRowStep;
-    float amax = 0;
-#pragma unroll
-    for (const auto& columns : shared.amax[buffer]) amax = ptx::max_nan_f32(amax, columns[in_tile]);
-    const float scale = group_scale(amax);
-    multiplier[i] = group_multiplier(scale);
-    const u32 row = first_row + in_tile;
-    if (row < static_cast<u32>(p.s) && lane.quad == 0 && warpgroup == 0)
-      p.out_row_scale[row * p.out_row_scale_stride[0] + head * p.out_row_scale_stride[1]] = scale;
-  }
-}
-
-// The warpgroup's kColumns columns from `column` of the CTA's on: multiplied, scaled, stored.
+// The warpgroup's columns of a row tile: multiplied, scaled, stored.
 template <class C, int kTerms>
 MLA_FP8_DEVICE void multiply_and_store(const Product& p, typename C::Shared& shared, const u8* planes,
-                                       const float* scales, const float (&w_scale)[C::kBlocks], int column,
-                                       i32 first_column, u32 first_row, int buffer, i32 head, float out_multiplier) {
-  const LanePlace lane = lane_place();
-  float product[C::kBlocks][C::kColumns / 2];
-#pragma unroll
-  for (int k = 0; k < C::kBlocks; ++k) {
-    const int tile = column / kChunkN * C::kBlocks + k;
-    wait(&shared.full[tile], 0);
-    ptx::wgmma_fence_sync_aligned();  // after every wait, as in few.cuh
-    multiply_group<C::kColumns, kTerms>(product[k], planes + k * (C::kTileM * kGroup), C::kPlaneBytes,
-                                        shared.w[tile] + column % kChunkN * kGroup, 0);
-  }
-  ptx::wgmma_commit_group_sync_aligned();
-  float scale[kLaneRows];
-  const auto read_scales = [&](int k) {
-#pragma unroll
-    for (int i = 0; i < kLaneRows; ++i)
-      scale[i] = __fmul_rn(scales[k * C::kTileM + lane.row + i * kLaneRowStep], w_scale[k]);
-  };
-  read_scales(0);
-  ptx::wgmma_wait_group_sync_aligned<0>();
-  LaneValues<C> value = {};
-#pragma unroll
-  for (int k = 0; k < C::kBlocks; ++k) {
-    if (k != 0) read_scales(k);
-#pragma unroll
-    for (int i = 0; i < kLaneRows; ++i) {
-#pragma unroll
-      for (int c = 0; c < C::kColumns / kQuad; ++c)
-        value[i][c] = __fmaf_rn(product[k][accumulator_of(c, i)], scale[i], value[i][c]);
-    }
-  }
-  // The 16-bit format is looked at in each store: two copies of these would spill.
-  with_output<typename C::Store, /*kOneFormat=*/false>(p, [&](auto element) {
-    float multiplier[kLaneRows] = {out_multiplier, out_multiplier};
-    if (element.kBytes == 1 && C::Store::kRowScale && p.out_row_scale != nullptr)
-      share_row_scales<C>(p, shared, value, multiplier, first_row, buffer, head, lane);
-#pragma unroll
-    for (int i = 0; i < kLaneRows; ++i) {
-      const u32 row = first_row + lane.row + i * kLaneRowStep;
-      store_row<true, C::kLaneColumns>(element, p.out,
-                                       row * p.out_stride[0] + head * p.out_stride[1] + first_column + column, value[i],
-                                       multiplier[i], row < static_cast<u32>(p.s), lane.quad);
-    }
-  });
-}
-
-// Without phases: the q_pe of the next two row tiles, in registers.
-template <class C>
-struct PeAhead {
-  const PeOf<C>& pe;
-  u32 word[2][C::kPeSlots][4];
-
-  // To ahead `i`: the row tile from first_row on, unless it begins at s or later.
-  MLA_FP8_DEVICE void fetch(int i, u64 first_row) {
-    if (first_row >= static_cast<u32>(pe.p.s)) return;
-#pragma unroll
-    for (int j = 0; j < C::kPeSlots; ++j) {
-      const PeChunk chunk = pe.place(static_cast<u32>(first_row), j);
-      if (chunk.exists) load_vector<true>(word[i][j], pe.source(chunk));
-    }
-  }
-
-  MLA_FP8_DEVICE void store_and_fetch(u32 first_row, u32 step) {
-#pragma unroll
-    for (int j = 0; j < C::kPeSlots; ++j) {
-      PeChunk chunk = pe.place(first_row, j);
-#pragma unroll
-      for (int k = 0; k < 4; ++k) chunk.word[k] = word[0][j][k], word[0][j][k] = word[1][j][k];
-      pe.store(chunk);
-    }
-    fetch(1, first_row + u64{2} * step);
-  }
-};
-
-// The weights' scales of a warpgroup's columns.
-template <class C>
-MLA_FP8_DEVICE void read_w_scales(float (&w_scale)[C::kChunks][C::kBlocks], const Product& p, i32 head, i32 column) {
+                                       const float* scales, const float (&w_scale)[C::kChunks], int first_chunk,
+                                       const Place& at, u32 first_row, float out_multiplier) {
+  Fragment<kTerms> fragment;
+  take_planes<kTerms, C::kPlaneBytes>(fragment, planes, scales);
+  const u32 row = first_row + lane_place().row;
 #pragma unroll
   for (int c = 0; c < C::kChunks; ++c) {
-#pragma unroll
-    for (int k = 0; k < C::kBlocks; ++k)
-      w_scale[c][k] = p.w_scale[head * p.w_scale_stride[0] +
-                                (column + c * C::kColumns) / kChunkN * p.w_scale_stride[1] + k * p.w_scale_stride[2]];
+    wait(&shared.full[first_chunk + c], 0);
+    float product[64];
+    multiply_fragment<kTerms>(product, fragment, shared.w[first_chunk + c]);
+    const float scale[] = {__fmul_rn(fragment.scale[0], w_scale[c]), __fmul_rn(fragment.scale[1], w_scale[c])};
+    ptx::wgmma_wait_group_sync_aligned<0>();
+    // From +0, as a sum of blocks begins.
+    const auto value_of = [&](int i) { return __fmaf_rn(product[i], scale[i / 2 % 2], 0.0f); };
+    // The 16-bit format is looked at in each store: two copies of these would spill.
+    with_output<typename C::Store, /*kOneFormat=*/false>(p, [&](auto element) {
+      store_sums<C, kChunkN>(element, p, at.head, at.slice * C::kTileN + (first_chunk + c) * kChunkN, row, static_cast<u32>(p.s), value_of,
+                             out_multiplier);
+    });
   }
-}
-
-// Moves a row tile from what is ahead to its place among the kept tiles: its rows split, and in
-// phases its q_pe as it will be stored.
-template <class C>
-MLA_FP8_DEVICE void keep_tile(RowsAhead<C>& rows, const Tiles<C>& kept, int tile, u64 next_row, u32 end) {
-  u32 pe_word[4];
-  rows.take(pe_word);
-  if (C::kAhead != 0) rows.fetch(next_row, end);
-  with_split<C::kMostTerms>(rows.p.terms, rows.p.x_dtype == Dtype::kFp16, [&](auto split) {
-    rows.template split_to<decltype(split)>(kept.planes(tile), kept.scales(tile));
-  });
-  if (C::kPhased && rows.has_pe) {
-    rows.pe.encode(pe_word);
-#pragma unroll
-    for (int i = 0; i < C::kPeWords; ++i) kept.pe(tile)[i] = pe_word[i];
-  }
-}
-
-// Stores the q_pe that is kept of a row tile; copy_from() brings the rest.
-template <class C>
-MLA_FP8_DEVICE void store_kept_pe(const PeOf<C>& pe, const Tiles<C>& kept, int tile, u32 first_row) {
-  PeChunk chunk = pe.place(first_row, 0);
-#pragma unroll
-  for (int i = 0; i < C::kPeWords; ++i) chunk.word[i] = kept.pe(tile)[i];
-  pe.store_encoded(chunk);
 }
 
 template <class C>
@@ -289,63 +133,52 @@ MLA_FP8_DEVICE void run_shared(const Params& params, typename C::Shared& shared)
   const Product& p = params.product;
   const i32 slices = static_cast<i32>(p.n) / C::kTileN;
   const Place at = place_of(p.heads, slices);
-  const i32 first_column = at.slice * C::kTileN;
   const u32 s = static_cast<u32>(p.s);  // below 2^31, so that no sum of a row and a step wraps
   const u32 step = static_cast<u32>(at.row_step) * C::kTileM;
   u32 first_row = static_cast<u32>(at.row_tile) * C::kTileM;
-  begin_with_weights<C>(params, shared, at, C::kPhased || first_row < s);
-  if (!C::kPhased && first_row >= s) return;
+  begin_with_weights<C>(params, shared, at, first_row < s);
+  if (first_row >= s) return;
 
   PeOf<C> pe{p, at.head, at.slice, slices};
-  RowsAhead<C> rows{p, shared, pe, C::Store::kPe && p.pe != 0, static_cast<const u16*>(p.x) + at.head * p.x_stride[1]};
-  PeAhead<C> pe_ahead{pe};
-  if (!C::kPhased) {
-    rows.start(first_row, step, s);
-    if (rows.has_pe) pe_ahead.fetch(0, first_row), pe_ahead.fetch(1, first_row + u64{1} * step);
-  }
-  // The warpgroup's first.
-  const int column = threadIdx.x / kWarpgroup * (C::kChunks * C::kColumns);
-  float w_scale[C::kChunks][C::kBlocks];
-  read_w_scales<C>(w_scale, p, at.head, first_column + column);
-  pe.multiplier = read_multiplier<typename C::Store>(p);
-  const Tiles<C> kept(shared.tiles, p.terms, C::kPhased && rows.has_pe);
-  const Bursts bursts = C::kPhased ? bursts_of<C>(s, at, kept.count) : Bursts{0, 1};
-  phases::Barrier phase{params.phase_slot};
-  for (u32 done = 0; C::kPhased ? done < bursts.count : first_row < s; ++done, first_row += bursts.tiles * step) {
-    const u32 end = C::kPhased ? min(first_row + bursts.tiles * step, s) : s;
-    const int tiles = !C::kPhased ? 1 : first_row >= s ? 0 : (end - first_row + step - 1) / step;
-    const int buffer = C::kPhased ? 0 : kept.count > 1 ? done & 1 : 0;
-    if (C::kPhased) rows.start(first_row, step, end);
-#pragma unroll 1
-    for (int tile = 0; tile < tiles; ++tile)
-      keep_tile<C>(rows, kept, buffer + tile, first_row + u64{1} * (tile + C::kUnderWay) * step, end);
-    ptx::fence_proxy_async_shared_cta();
-    __syncthreads();
-    if (C::kAhead == 0) rows.fetch(first_row + u64{1} * step, end);
-#pragma unroll 1
-    for (int tile = 0; tile < tiles; ++tile) {
-      const u32 tile_row = first_row + tile * step;
-      if (rows.has_pe) {
-        if constexpr (C::kPhased) {
-          store_kept_pe<C>(pe, kept, tile, tile_row);
-        } else {
-          pe_ahead.store_and_fetch(tile_row, step);
-        }
-        pe.copy_from(tile_row, C::kPeSlots);
-      }
-      with_terms<C::kMostTerms>(p.terms, [&](auto terms) {
+  const bool has_pe = C::Store::kPe && p.pe != 0;
+  RowsAhead<C> rows{p, shared, static_cast<const u16*>(p.x) + at.head * p.x_stride[1]};
+  rows.start(first_row, step);
+  const int first_chunk = threadIdx.x / kWarpgroup * C::kChunks;  // the warpgroup's
+  float w_scale[C::kChunks];
 #pragma unroll
-        for (int c = 0; c < C::kChunks; ++c)
-          multiply_and_store<C, terms.kCount>(p, shared, kept.planes(buffer + tile), kept.scales(buffer + tile),
-                                              w_scale[c], column + c * C::kColumns, first_column, tile_row, buffer,
-                                              at.head, pe.multiplier);
-      });
+  for (int c = 0; c < C::kChunks; ++c)
+    w_scale[c] = p.w_scale[at.head * p.w_scale_stride[0] +
+                           (at.slice * C::kTileN / kChunkN + first_chunk + c) * p.w_scale_stride[1]];
+  pe.multiplier = read_multiplier<typename C::Store>(p);
+  const int buffers = C::kPlanes / p.terms;  // that alternate, if there are two
+  for (int buffer = 0; first_row < s; first_row += step) {
+    u8* planes = shared.planes[buffer * p.terms];
+    PeChunk chunk[C::kPeSlots];
+    if (has_pe) {
+#pragma unroll
+      for (int i = 0; i < C::kPeSlots; ++i) chunk[i] = pe.load(first_row, i);
     }
-    if (!C::kPhased && kept.count == 1) __syncthreads();  // all have read the planes
-    if (C::kPhased && done + 1 < bursts.count) phase.wait_for_all();
-  }
-  if (C::kPhased) {  // every copy has landed before the CTA ends, also in one without rows
-    for (u64& full : shared.full) wait(&full, 0);
+    rows.take();
+    if (C::kAhead != 0) rows.fetch(first_row + u64{C::kUnderWay} * step);
+    with_split<C::kMostTerms>(p.terms, p.x_dtype == Dtype::kFp16, [&](auto split) {
+      rows.template split_to<decltype(split)>(planes, shared.scale[buffer]);
+    });
+    __syncthreads();
+    if (C::kAhead == 0) rows.fetch(first_row + u64{1} * step);
+    if (has_pe) {
+#pragma unroll
+      for (int i = 0; i < C::kPeSlots; ++i) pe.store(chunk[i]);
+      pe.copy_from(first_row, C::kPeSlots);
+    }
+    with_terms<C::kMostTerms>(p.terms, [&](auto terms) {
+      multiply_and_store<C, terms.kCount>(p, shared, planes, shared.scale[buffer], w_scale, first_chunk, at, first_row,
+                                          pe.multiplier);
+    });
+    if (buffers > 1) {
+      buffer ^= 1;
+    } else {
+      __syncthreads();  // all have read the planes
+    }
   }
 }
 

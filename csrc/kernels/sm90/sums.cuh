@@ -15,7 +15,7 @@ struct OwnAmax {
 // exist. all_columns(amax, lane) makes the amax of this warpgroup's columns one of all 128.
 template <int kValues, class AllColumns>
 MLA_FP8_DEVICE void store_row_scales(float (&multiplier)[kLaneRows], const Product& p,
-                                     const float (&value)[kLaneRows][kValues], i64 row, i64 end, i32 head,
+                                     const float (&value)[kLaneRows][kValues], u32 row, u32 end, i32 head,
                                      const LanePlace& lane, const AllColumns& all_columns) {
   float amax[kLaneRows];
 #pragma unroll
@@ -25,7 +25,7 @@ MLA_FP8_DEVICE void store_row_scales(float (&multiplier)[kLaneRows], const Produ
   for (int i = 0; i < kLaneRows; ++i) {
     const float scale = group_scale(amax[i]);
     multiplier[i] = group_multiplier(scale);
-    const i64 at = row + i * kLaneRowStep;
+    const u32 at = row + i * kLaneRowStep;
     if (at < end && lane.quad == 0)
       p.out_row_scale[at * p.out_row_scale_stride[0] + head * p.out_row_scale_stride[1]] = scale;
   }
@@ -34,7 +34,7 @@ MLA_FP8_DEVICE void store_row_scales(float (&multiplier)[kLaneRows], const Produ
 // value_of(i) is the lane's value of accumulator i of kColumns columns. They go to out from `column`
 // on. `row` is the lane's first; the other one is row + 8.
 template <class C, int kColumns, class Element, class Value, class AllColumns = OwnAmax>
-MLA_FP8_DEVICE void store_sums(Element element, const Product& p, i32 head, i32 column, i64 row, i64 end,
+MLA_FP8_DEVICE void store_sums(Element element, const Product& p, i32 head, i32 column, u32 row, u32 end,
                                const Value& value_of, float out_multiplier, const AllColumns& all_columns = {}) {
   const LanePlace lane = lane_place();
   float value[kLaneRows][kColumns / kQuad];
@@ -48,7 +48,7 @@ MLA_FP8_DEVICE void store_sums(Element element, const Product& p, i32 head, i32 
     store_row_scales(multiplier, p, value, row, end, head, lane, all_columns);
 #pragma unroll
   for (int i = 0; i < kLaneRows; ++i) {
-    const i64 at = row + i * kLaneRowStep;
+    const u32 at = row + i * kLaneRowStep;
     store_row<C::kAlignBytes == kVectorBytes, C::kLaneColumns>(
         element, p.out, at * p.out_stride[0] + head * p.out_stride[1] + column, value[i], multiplier[i], at < end,
         lane.quad);
