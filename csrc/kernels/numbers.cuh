@@ -43,7 +43,8 @@ struct Fp16 {
     MLA_FP8_DEVICE explicit Scale(u32 exponent) {
       const i32 power = max(-16, min(24, 119 - static_cast<i32>(exponent)));
       const i32 first = power >> 1;
-      half[0] = static_cast<u32>(first + 15) * 0x04000400u, half[1] = static_cast<u32>(power - first + 15) * 0x04000400u;
+      half[0] = static_cast<u32>(first + 15) * 0x04000400u,
+      half[1] = static_cast<u32>(power - first + 15) * 0x04000400u;
     }
     MLA_FP8_DEVICE u32 operator()(u32 word) const {
       return ptx::mul_rn_f16x2(ptx::mul_rn_f16x2(word, half[0]), half[1]);

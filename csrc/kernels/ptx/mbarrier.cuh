@@ -44,9 +44,4 @@ MLA_FP8_DEVICE bool mbarrier_try_wait_parity(u64* barrier, u32 parity) {
   return done != 0;
 }
 
-// A barrier of `threads` threads of the CTA, as __syncthreads() is of all; 1 to 15 are free.
-MLA_FP8_DEVICE void barrier_sync(int barrier, int threads) {
-  asm volatile("barrier.sync.aligned %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-}
-
 }  // namespace mla_fp8::ptx

@@ -36,23 +36,17 @@ MLA_FP8_DEVICE void settle(Fragment<kMostTerms>& fragment) {
   }
 }
 
-// product [64,N] = the fragment times the weight tile's transpose, the least term first. It is
+// product [64,128] = the fragment times the weight tile's transpose, the least term first. It is
 // complete, and the fragment is free, after wgmma_wait_group.
-template <int kTerms, int kMostTerms, int kValues>
-MLA_FP8_DEVICE void multiply_fragment(float (&product)[kValues], Fragment<kMostTerms>& fragment, const u8* tile) {
+template <int kTerms, int kMostTerms>
+MLA_FP8_DEVICE void multiply_fragment(float (&product)[64], Fragment<kMostTerms>& fragment, const u8* tile) {
   const u64 descriptor = descriptor_of(tile);
   settle(fragment);
   ptx::wgmma_fence_sync_aligned();
 #pragma unroll
-  for (int i = 0; i < kTerms * kSteps; ++i) {
-    const u32(&a)[4] = fragment.a[kTerms - 1 - i / kSteps][i % kSteps];
-    const u64 b = descriptor + i % kSteps * kStepDescriptor;
-    if constexpr (kValues == 64) {
-      ptx::wgmma_m64n128k32_f32_e4m3_e4m3(product, a, b, i != 0);
-    } else {
-      ptx::wgmma_m64n64k32_f32_e4m3_e4m3(product, a, b, i != 0);
-    }
-  }
+  for (int i = 0; i < kTerms * kSteps; ++i)
+    ptx::wgmma_m64n128k32_f32_e4m3_e4m3(product, fragment.a[kTerms - 1 - i / kSteps][i % kSteps],
+                                        descriptor + i % kSteps * kStepDescriptor, i != 0);
   ptx::wgmma_commit_group_sync_aligned();
 }
 

@@ -102,10 +102,11 @@ MLA_FP8_DEVICE void store_with_pe(const Product& p, const Place& at, i32 first_c
     const Pe<kWgmmaM, kWarpgroup, C::kAligned, C::kOutBytes> pe{p, at.head, at.slice, slices, out_multiplier};
     pe.copy_from(static_cast<u32>(row - lane.row), 0);
   }
-  with_output<typename C::Store, true>(
-      p, [&](auto element) {
-        store_sums<C, kChunkN>(element, p, at.head, first_column, static_cast<u32>(row), static_cast<u32>(p.s), [&](int i) { return sums[i]; }, out_multiplier);
-      });
+  with_output<typename C::Store, true>(p, [&](auto element) {
+    store_sums<C>(
+        element, p, at.head, first_column, static_cast<u32>(row), static_cast<u32>(p.s), [&](int i) { return sums[i]; },
+        out_multiplier);
+  });
 }
 
 // The rows to come, a block at a time, through the stages of shared memory.

@@ -115,10 +115,10 @@ struct OwnTile {
       const auto value_of = [&](int i) { return __fmaf_rn(product[i], scale[i / 2 % 2], 0.0f); };
       const i32 column = at.slice * C::kTileN + c * kChunkN;
       if constexpr (C::kOutBytes == 1) {
-        store_sums<C, kChunkN>(E4m3{}, p, at.head, column, row, static_cast<u32>(p.s), value_of, stages.pe.multiplier);
+        store_sums<C>(E4m3{}, p, at.head, column, row, static_cast<u32>(p.s), value_of, stages.pe.multiplier);
       } else {
         static_assert(C::kOutBytes == 2);
-        store_sums<C, kChunkN>(typename S::Element{}, p, at.head, column, row, static_cast<u32>(p.s), value_of, 1.0f);
+        store_sums<C>(typename S::Element{}, p, at.head, column, row, static_cast<u32>(p.s), value_of, 1.0f);
       }
     }
   }
@@ -194,8 +194,7 @@ MLA_FP8_DEVICE void run_own(const Params& params, typename C::Shared& shared) {
   float w_scale[C::kChunks];
 #pragma unroll
   for (int c = 0; c < C::kChunks; ++c)
-    w_scale[c] =
-        p.w_scale[at.head * p.w_scale_stride[0] + (at.slice * C::kTileN / kChunkN + c) * p.w_scale_stride[1]];
+    w_scale[c] = p.w_scale[at.head * p.w_scale_stride[0] + (at.slice * C::kTileN / kChunkN + c) * p.w_scale_stride[1]];
   const LanePlace lane = lane_place();
   const RawRows source(p, at.head, lane.quad);
   const typename OwnStages<C>::PeOf pe{p, at.head, at.slice, slices, read_multiplier<typename C::Store>(p)};

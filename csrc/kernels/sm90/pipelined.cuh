@@ -8,8 +8,8 @@
 // 3. Grid      A CTA holds 128 columns of one head's weights and takes row tiles of 64 rows
 //              (grid.cuh).
 //
-// 4. Warps     Two warpgroups bring the rows and split them, 8 threads a row and block; each thread
-//              brings what it splits. The third one multiplies, scales and stores, with the rows as
+// 4. Warps     kSplitters threads bring the rows and split them, 8 a row and block; each thread
+//              brings what it splits. The last warpgroup multiplies, scales and stores, with the rows as
 //              wgmma's A in registers; its warps each start the copy of one weight tile. Registers:
 //              64 sums, a product of 64, 16 a term of the fragment.
 //
@@ -95,101 +95,45 @@ MLA_FP8_DEVICE void split_items(const Product& p, typename C::Shared& shared, i3
   }
 }
 
-// A multiplying warpgroup's columns of the items.
+// The products of the items, scaled and added, and of each row tile stored.
 template <class C, class S>
-struct Multiplier {
-  const Product& p;
-  typename C::Shared& shared;
-  const Place& at;
-  int column;  // of the 128
+MLA_FP8_DEVICE void multiply_items(const Product& p, typename C::Shared& shared, const Place& at,
+                                   const Items<C>& items) {
   float w_scale[C::kBlocks];
-  float out_multiplier;
+#pragma unroll
+  for (int k = 0; k < C::kBlocks; ++k)
+    w_scale[k] = p.w_scale[at.head * p.w_scale_stride[0] + at.slice * p.w_scale_stride[1] + k * p.w_scale_stride[2]];
+  const float out_multiplier = read_multiplier<typename C::Store>(p);
   RingPlace<C::kPlaneStages> planes;
-
-  using Sums = float[C::kColumns / 2];
-
-  MLA_FP8_DEVICE Multiplier(const Product& product, typename C::Shared& storage, const Place& place)
-      : p(product), shared(storage), at(place) {
-    column = (threadIdx.x - C::kSplitters) / kWarpgroup * C::kColumns;
-#pragma unroll
-    for (int k = 0; k < C::kBlocks; ++k)
-      w_scale[k] = p.w_scale[at.head * p.w_scale_stride[0] + at.slice * p.w_scale_stride[1] + k * p.w_scale_stride[2]];
-    out_multiplier = read_multiplier<typename C::Store>(p);
-  }
-
-  // The next item's fragment, and its product with block k begun.
-  MLA_FP8_DEVICE void begin_item(Sums& product, Fragment<S::kTerms>& fragment, int k) {
-    wait(&shared.full[k], 0);
-    wait(&shared.ready[planes.stage], planes.parity);
-    take_planes<S::kTerms, C::kPlaneBytes>(fragment, shared.planes[planes.stage][0], shared.scale[planes.stage]);
-    __syncwarp();
-    if (threadIdx.x % kWarp == 0) ptx::mbarrier_arrive(&shared.taken[planes.stage]);
-    planes.advance();
-    multiply_fragment<S::kTerms>(product, fragment, shared.w[k] + column * kGroup);
-  }
-
-  MLA_FP8_DEVICE void add(Sums& sums, const Sums& product, const Fragment<S::kTerms>& fragment, int k) const {
-    const float scale[] = {__fmul_rn(fragment.scale[0], w_scale[k]), __fmul_rn(fragment.scale[1], w_scale[k])};
-#pragma unroll
-    for (int i = 0; i < C::kColumns / 2; ++i) sums[i] = __fmaf_rn(product[i], scale[i / 2 % 2], sums[i]);
-  }
-
-  // Where there are registers for it, a block is multiplied while the one before is added.
-  MLA_FP8_DEVICE void make_sums(Sums& sums) {
-    constexpr int kAtOnce = C::kColumns <= 64 ? 2 : 1;
-    Sums product[kAtOnce];
-    Fragment<S::kTerms> fragment[kAtOnce];
-    begin_item(product[0], fragment[0], 0);
+#pragma unroll 1
+  for (u32 row = items.row; row < items.end; row += items.step) {
+    float sums[64] = {};
 #pragma unroll
     for (int k = 0; k < C::kBlocks; ++k) {
-      if (kAtOnce == 2 && k + 1 < C::kBlocks) {
-        begin_item(product[(k + 1) % 2], fragment[(k + 1) % 2], k + 1);
-        ptx::wgmma_wait_group_sync_aligned<1>();
-      } else {
-        ptx::wgmma_wait_group_sync_aligned<0>();
-      }
-      add(sums, product[k % kAtOnce], fragment[k % kAtOnce], k);
+      wait(&shared.full[k], 0);
+      wait(&shared.ready[planes.stage], planes.parity);
+      Fragment<S::kTerms> fragment;
+      take_planes<S::kTerms, C::kPlaneBytes>(fragment, shared.planes[planes.stage][0], shared.scale[planes.stage]);
+      __syncwarp();
+      if (threadIdx.x % kWarp == 0) ptx::mbarrier_arrive(&shared.taken[planes.stage]);
+      planes.advance();
+      float product[64];
+      multiply_fragment<S::kTerms>(product, fragment, shared.w[k]);
+      ptx::wgmma_wait_group_sync_aligned<0>();
+      const float scale[] = {__fmul_rn(fragment.scale[0], w_scale[k]), __fmul_rn(fragment.scale[1], w_scale[k])};
 #pragma unroll
-      for (float& sum : sums) ptx::settle(sum);
-      if (kAtOnce == 1 && k + 1 < C::kBlocks) begin_item(product[0], fragment[0], k + 1);
+      for (int i = 0; i < 64; ++i) sums[i] = __fmaf_rn(product[i], scale[i / 2 % 2], sums[i]);
     }
-  }
-
-  MLA_FP8_DEVICE void store(const Sums& sums, u32 row, u32 end, int buffer) const {
     const auto value_of = [&](int i) { return sums[i]; };
-    const i32 first_column = at.slice * C::kTileN + column;
-    const u32 lane_row = row + lane_place().row;
+    const i32 column = at.slice * C::kTileN;
+    const u32 lane_row = row + lane_place().row, end = min(row + C::kTileM, items.end);
     if (C::kOutBytes == 1 || (C::kOutBytes == 0 && p.out_dtype == Dtype::kE4m3)) {
-      const auto all_columns = [&](float (&amax)[kLaneRows], const LanePlace& lane) {
-        if constexpr (C::kMultipliers > kWarpgroup) {
-          auto& shares = shared.amax[buffer];
-#pragma unroll
-          for (int i = 0; i < kLaneRows; ++i)
-            if (lane.quad == 0) shares[column / C::kColumns][lane.row + i * kLaneRowStep] = amax[i];
-          ptx::barrier_sync(1, C::kMultipliers);
-#pragma unroll
-          for (int i = 0; i < kLaneRows; ++i) {
-#pragma unroll
-            for (const auto& share : shares) amax[i] = ptx::max_nan_f32(amax[i], share[lane.row + i * kLaneRowStep]);
-          }
-        }
-      };
-      store_sums<C, C::kColumns>(E4m3{}, p, at.head, first_column, lane_row, end, value_of, out_multiplier, all_columns);
+      store_sums<C>(E4m3{}, p, at.head, column, lane_row, end, value_of, out_multiplier);
     } else if constexpr (C::kOutBytes != 1) {
-      store_sums<C, C::kColumns>(typename S::Element{}, p, at.head, first_column, lane_row, end, value_of, 1.0f);
+      store_sums<C>(typename S::Element{}, p, at.head, column, lane_row, end, value_of, 1.0f);
     }
   }
-
-  MLA_FP8_DEVICE void run(const Items<C>& items) {
-    int buffer = 0;
-#pragma unroll 1
-    for (u32 row = items.row; row < items.end; row += items.step, buffer ^= 1) {
-      Sums sums = {};
-      make_sums(sums);
-      store(sums, row, min(row + C::kTileM, items.end), buffer);
-    }
-  }
-};
+}
 
 template <class C>
 MLA_FP8_DEVICE void run_pipelined(const Params& params, typename C::Shared& shared) {
@@ -201,7 +145,7 @@ MLA_FP8_DEVICE void run_pipelined(const Params& params, typename C::Shared& shar
 #pragma unroll
     for (int stage = 0; stage < C::kPlaneStages; ++stage) {
       ptx::mbarrier_init(&shared.ready[stage], C::kSplitters / kWarp);
-      ptx::mbarrier_init(&shared.taken[stage], C::kMultipliers / kWarp);
+      ptx::mbarrier_init(&shared.taken[stage], kWarpgroupWarps);
     }
   }
   begin_with_weights<C>(params, shared, at, items.has_more());
@@ -213,7 +157,7 @@ MLA_FP8_DEVICE void run_pipelined(const Params& params, typename C::Shared& shar
   } else {
     ptx::setmaxnreg_inc<C::kMultiplierRegisters>();
     with_split<C::kMostTerms>(p.terms, p.x_dtype == Dtype::kFp16,
-                              [&](auto split) { Multiplier<C, decltype(split)>(p, shared, at).run(items); });
+                              [&](auto split) { multiply_items<C, decltype(split)>(p, shared, at, items); });
   }
 }
 

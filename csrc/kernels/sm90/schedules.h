@@ -26,6 +26,7 @@ inline constexpr int kChunkN = kScaleGroup;  // of n: one row of scale blocks
 inline constexpr int kWeightTileBytes = kChunkN * kGroup;
 inline constexpr int kParts = 8;  // threads that quantize a row's group
 inline constexpr int kMaxSharedBytes = 227 * 1024;  // of a CTA
+inline constexpr int kRegistersPerSm = 65536;
 
 // A kernel's only argument.
 struct Params {
@@ -174,28 +175,27 @@ struct OwnRows : Schedule<Rows, Store, kWarpgroups_> {
 };
 
 // kRows rows, 64 or 32, and 128 columns; k is kBlocks groups. kSplitters_ warpgroups split the rows
-// for kMultipliers_ that multiply, each by its share of the columns. kCtas run on an SM.
-template <class Rows, class Store, int kRows, int kSplitters_, int kMultipliers_, int kBlocks_, int kRowStages_,
-          int kPlaneStages_, int kCtas>
-struct Pipelined : Schedule<Rows, Store, kSplitters_ + kMultipliers_> {
-  using Base = Schedule<Rows, Store, kSplitters_ + kMultipliers_>;
+// for one that multiplies, through kRowStages stages of rows and kPlaneStages of planes. kCtas run
+// on an SM.
+template <class Rows, class Store, int kRows, int kSplitters_, int kBlocks_, int kRowStages_, int kPlaneStages_,
+          int kCtas>
+struct Pipelined : Schedule<Rows, Store, kSplitters_ + 1> {
+  using Base = Schedule<Rows, Store, kSplitters_ + 1>;
   static constexpr int kBlocks = kBlocks_, kRowStages = kRowStages_, kPlaneStages = kPlaneStages_;
   static constexpr int kTileM = kRows;
   static constexpr int kTileN = kChunkN;
-  static constexpr int kColumns = kTileN / kMultipliers_;
   static constexpr int kK = kBlocks * kGroup;
   static constexpr int kStages = kBlocks;
   static constexpr WeightOrder kOrder = lane_order(Base::kLaneColumns);
-  static constexpr int kSplitters = kSplitters_ * kWarpgroup, kMultipliers = kMultipliers_ * kWarpgroup;  // threads
+  static constexpr int kSplitters = kSplitters_ * kWarpgroup;  // threads
   static constexpr int kSlotRows = kSplitters / kParts, kSlots = kTileM / kSlotRows;  // rows at once; of a thread
   static constexpr int kPlaneBytes = kTileM * kGroup;
-  static_assert(kTileM % kSlotRows == 0 && kTileM <= kWgmmaM);
+  static_assert(kTileM % kSlotRows == 0 && kTileM <= kWgmmaM && kStages <= Base::kThreads / kWarp);
 
-  // Registers a thread: what a launch gives to all, and what multipliers then get from splitters.
-  static constexpr int kRegisters = 65536 / (Base::kThreads * kCtas) / 8 * 8;
-  static constexpr int kSplitterRegisters = kRegisters == 128 ? 64 : 112;
-  static constexpr int kLeftRegisters =
-      (kRegisters * Base::kThreads - kSplitterRegisters * kSplitters) / kMultipliers / 8 * 8;
+  // Registers a thread: what a launch gives to all, and what the multiplier then gets from splitters.
+  static constexpr int kRegisters = kRegistersPerSm / (Base::kThreads * kCtas) / 8 * 8;
+  static constexpr int kSplitterRegisters = kSplitters_ == 1 ? 64 : 112;
+  static constexpr int kLeftRegisters = kRegisters + (kRegisters - kSplitterRegisters) * kSplitters_;
   static constexpr int kMultiplierRegisters = kLeftRegisters < 240 ? kLeftRegisters : 240;
 
   struct Shared {
@@ -203,8 +203,6 @@ struct Pipelined : Schedule<Rows, Store, kSplitters_ + kMultipliers_> {
     alignas(1024) u8 planes[kPlaneStages][Rows::kMostTerms][kPlaneBytes];  // likewise
     alignas(16) u8 rows[kRowStages][kSlots][2][kSplitters][kVectorBytes];
     float scale[kPlaneStages][kTileM];
-    // Of each multiplier's columns: row tiles alternate.
-    float amax[Store::kRowScale && kMultipliers_ > 1 ? 2 : 1][kMultipliers_][kTileM];
     u64 full[kStages];
     u64 ready[kPlaneStages];
     u64 taken[kPlaneStages];

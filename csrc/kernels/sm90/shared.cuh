@@ -36,10 +36,11 @@
 // 8. Numerics  those of few.cuh, bit for bit.
 #pragma once
 
-#include "kernels/sm90/fragment.cuh"
+#include "kernels/sm90/lanes.cuh"
 #include "kernels/sm90/pe.cuh"
 #include "kernels/sm90/rows.cuh"
 #include "kernels/sm90/sums.cuh"
+#include "kernels/sm90/weights.cuh"
 
 namespace mla_fp8::sm90 {
 
@@ -98,8 +99,35 @@ struct RowsAhead {
   template <class S>
   MLA_FP8_DEVICE void split_to(u8* planes, float* scales) const {
 #pragma unroll
-    for (int i = 0; i < C::kSlots; ++i)
-      split_part<S, C::kPlaneBytes>(planes, scales + row(i), part[i], row(i), lane());
+    for (int i = 0; i < C::kSlots; ++i) split_part<S, C::kPlaneBytes>(planes, scales + row(i), part[i], row(i), lane());
+  }
+};
+
+// The q_pe of the next two row tiles, in registers.
+template <class C>
+struct PeAhead {
+  const PeOf<C>& pe;
+  u32 word[2][C::kPeSlots][4];
+
+  // To ahead `i`: the row tile from first_row on, unless it begins at s or later.
+  MLA_FP8_DEVICE void fetch(int i, u64 first_row) {
+    if (first_row >= static_cast<u32>(pe.p.s)) return;
+#pragma unroll
+    for (int j = 0; j < C::kPeSlots; ++j) {
+      const PeChunk chunk = pe.place(static_cast<u32>(first_row), j);
+      if (chunk.exists) load_vector<true>(word[i][j], pe.source(chunk));
+    }
+  }
+
+  MLA_FP8_DEVICE void store_and_fetch(u32 first_row, u32 step) {
+#pragma unroll
+    for (int j = 0; j < C::kPeSlots; ++j) {
+      PeChunk chunk = pe.place(first_row, j);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) chunk.word[k] = word[0][j][k], word[0][j][k] = word[1][j][k];
+      pe.store(chunk);
+    }
+    fetch(1, first_row + u64{2} * step);
   }
 };
 
@@ -108,22 +136,24 @@ template <class C, int kTerms>
 MLA_FP8_DEVICE void multiply_and_store(const Product& p, typename C::Shared& shared, const u8* planes,
                                        const float* scales, const float (&w_scale)[C::kChunks], int first_chunk,
                                        const Place& at, u32 first_row, float out_multiplier) {
-  Fragment<kTerms> fragment;
-  take_planes<kTerms, C::kPlaneBytes>(fragment, planes, scales);
-  const u32 row = first_row + lane_place().row;
+  const LanePlace lane = lane_place();
+  const u32 row = first_row + lane.row;
 #pragma unroll
   for (int c = 0; c < C::kChunks; ++c) {
-    wait(&shared.full[first_chunk + c], 0);
     float product[64];
-    multiply_fragment<kTerms>(product, fragment, shared.w[first_chunk + c]);
-    const float scale[] = {__fmul_rn(fragment.scale[0], w_scale[c]), __fmul_rn(fragment.scale[1], w_scale[c])};
+    wait(&shared.full[first_chunk + c], 0);
+    ptx::wgmma_fence_sync_aligned();  // after every wait, as in few.cuh
+    multiply_group<kChunkN, kTerms>(product, planes, C::kPlaneBytes, shared.w[first_chunk + c], 0);
+    ptx::wgmma_commit_group_sync_aligned();
+    const float scale[] = {__fmul_rn(scales[lane.row], w_scale[c]),
+                           __fmul_rn(scales[lane.row + kLaneRowStep], w_scale[c])};
     ptx::wgmma_wait_group_sync_aligned<0>();
     // From +0, as a sum of blocks begins.
     const auto value_of = [&](int i) { return __fmaf_rn(product[i], scale[i / 2 % 2], 0.0f); };
     // The 16-bit format is looked at in each store: two copies of these would spill.
     with_output<typename C::Store, /*kOneFormat=*/false>(p, [&](auto element) {
-      store_sums<C, kChunkN>(element, p, at.head, at.slice * C::kTileN + (first_chunk + c) * kChunkN, row, static_cast<u32>(p.s), value_of,
-                             out_multiplier);
+      store_sums<C>(element, p, at.head, at.slice * C::kTileN + (first_chunk + c) * kChunkN, row, static_cast<u32>(p.s),
+                    value_of, out_multiplier);
     });
   }
 }
@@ -142,7 +172,9 @@ MLA_FP8_DEVICE void run_shared(const Params& params, typename C::Shared& shared)
   PeOf<C> pe{p, at.head, at.slice, slices};
   const bool has_pe = C::Store::kPe && p.pe != 0;
   RowsAhead<C> rows{p, shared, static_cast<const u16*>(p.x) + at.head * p.x_stride[1]};
+  PeAhead<C> pe_ahead{pe};
   rows.start(first_row, step);
+  if (has_pe) pe_ahead.fetch(0, first_row), pe_ahead.fetch(1, first_row + u64{1} * step);
   const int first_chunk = threadIdx.x / kWarpgroup * C::kChunks;  // the warpgroup's
   float w_scale[C::kChunks];
 #pragma unroll
@@ -153,21 +185,16 @@ MLA_FP8_DEVICE void run_shared(const Params& params, typename C::Shared& shared)
   const int buffers = C::kPlanes / p.terms;  // that alternate, if there are two
   for (int buffer = 0; first_row < s; first_row += step) {
     u8* planes = shared.planes[buffer * p.terms];
-    PeChunk chunk[C::kPeSlots];
-    if (has_pe) {
-#pragma unroll
-      for (int i = 0; i < C::kPeSlots; ++i) chunk[i] = pe.load(first_row, i);
-    }
     rows.take();
     if (C::kAhead != 0) rows.fetch(first_row + u64{C::kUnderWay} * step);
     with_split<C::kMostTerms>(p.terms, p.x_dtype == Dtype::kFp16, [&](auto split) {
       rows.template split_to<decltype(split)>(planes, shared.scale[buffer]);
     });
+    ptx::fence_proxy_async_shared_cta();
     __syncthreads();
     if (C::kAhead == 0) rows.fetch(first_row + u64{1} * step);
     if (has_pe) {
-#pragma unroll
-      for (int i = 0; i < C::kPeSlots; ++i) pe.store(chunk[i]);
+      pe_ahead.store_and_fetch(first_row, step);
       pe.copy_from(first_row, C::kPeSlots);
     }
     with_terms<C::kMostTerms>(p.terms, [&](auto terms) {

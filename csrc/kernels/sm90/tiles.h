@@ -45,11 +45,8 @@ struct InParentheses<void(T)> {
   X(v_up_few8,                      kVUp,           (FewRows<Terms<2>, Value<2>, 8, 2, 1, 4>),               3, -0.1, 1.0, 2.1)  \
   X(v_up_few8_e4m3,                 kVUp,           (FewRows<Terms<2>, Value<1>, 8, 2, 1, 4>),               3, -0.7, 1.9, 2.4)  \
   X(v_up_few16,                     kVUp,           (FewRows<Terms<3>, Value<0>, 16, 2, 1, 4>),              2, -0.3, 1.7, 2.3)  \
-  X(v_up_few32,                     kVUp,           (FewRows<Terms<2>, Value<0>, 32, 2, 1, 4>),              2, -0.8, 2.9, 3.2)  \
-  X(v_up_piped32,                   kVUp,           (Pipelined<Terms<2>, Value<0>, 32, 1, 1, 4, 3, 3, 2>),   2, -0.8, 4.0, 2.6)  \
-  X(v_up_piped64,                   kVUp,           (Pipelined<Terms<2>, Value<0>, 64, 2, 1, 4, 3, 6, 1>),   1, -0.8, 4.0, 2.6)  \
-  X(v_up_piped64_two,               kVUp,           (Pipelined<Terms<2>, Value<0>, 64, 2, 2, 4, 2, 7, 1>),   1, -0.8, 4.0, 2.6)  \
-  X(v_up_piped64_b,                 kVUp,           (Pipelined<Terms<2>, Value<0>, 64, 2, 1, 4, 2, 7, 1>),   1, -0.8, 4.0, 2.6)  \
+  X(v_up_piped32,                   kVUp,           (Pipelined<Terms<2>, Value<0>, 32, 1, 4, 4, 2, 2>),      2, -0.8, 4.0, 2.6)  \
+  X(v_up_piped64,                   kVUp,           (Pipelined<Terms<2>, Value<0>, 64, 2, 4, 2, 7, 1>),      1, -0.8, 4.0, 2.6)  \
   X(v_up_kloop,                     kVUp,           (KLoop<Terms<3>, Value<0>, 2, 4, 16>),                   1, 2.7, 0.3, 1.3)   \
   X(v_up_kloop_unaligned,           kVUp,           (KLoop<Terms<3>, Value<0>, 1, 4, 2>),                    2, 4.2, 1.5, 3.9)   \
   X(bmm_k128,                       kBmm,           (KLoop<Taken, Plain, 1, 1, 16, 128>),                    4, -0.2, 0.3, 0.1)  \
