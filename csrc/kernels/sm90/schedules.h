@@ -14,7 +14,6 @@
 #pragma once
 
 #include "kernels/sm90/weight_order.h"
-#include "product.h"
 
 namespace mla_fp8::sm90 {
 
@@ -26,13 +25,6 @@ inline constexpr int kChunkN = kScaleGroup;  // of n: one row of scale blocks
 inline constexpr int kWeightTileBytes = kChunkN * kGroup;
 inline constexpr int kParts = 8;  // threads that quantize a row's group
 inline constexpr int kMaxSharedBytes = 227 * 1024;  // of a CTA
-
-// A kernel's only argument.
-struct Params {
-  TensorMap w;  // e4m3 [heads,n,k] in the schedule's order of rows, 128-byte swizzle
-  Product product;
-  u32 phase_slot;  // of phases.cuh
-};
 
 // Row sources. Room is left for two more: TwoPlanes (16-bit rows as two e4m3 terms) and Combined
 // (split-KV partials).
@@ -65,7 +57,7 @@ template <class Rows_, class Store_, int kWarpgroups_>
 struct Schedule {
   using Rows = Rows_;
   using Store = Store_;
-  using Params = sm90::Params;
+  using Params = mla_fp8::Params;
   static constexpr int kWarpgroups = kWarpgroups_;
   static constexpr int kThreads = kWarpgroups * kWarpgroup;
   static constexpr int kOutBytes = Store::kOutBytes;
