@@ -86,7 +86,7 @@ abi::Result load_kernel(const abi::Driver& driver, const void* image, const Tile
 }  // namespace
 
 abi::Handle find_kernel(const char* op, int device_index, abi::Ordinal device, const Tile& tile, abi::Handle stream) {
-  std::atomic<abi::Handle>& slot = kernels[device_index][&tile - kTiles];
+  std::atomic<abi::Handle>& slot = kernels[device_index][&tile - kTiles.data()];
   if (const abi::Handle kernel = slot.load(std::memory_order_acquire)) return kernel;
 
   const abi::Driver& driver = driver_for(op);

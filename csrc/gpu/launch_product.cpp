@@ -32,18 +32,9 @@ Problem problem_of(const Product& product) {
   return problem;
 }
 
-using namespace sm90;  // the names in tiles.h
-
-// Of each tile's weights in shared memory (kernels/schedule.h).
-constexpr WeightOrder kOrders[] = {
-#define MLA_FP8_ORDER(symbol, op, schedule, ...) MLA_FP8_SCHEDULE(schedule)::kOrder,
-    MLA_FP8_TILES(MLA_FP8_ORDER)
-#undef MLA_FP8_ORDER
-};
-
 // e4m3 [heads,n,k] in the order of rows that the tile wants.
 TensorMapSpec weight_map(const Product& product, const Tile& tile) {
-  const WeightOrder& order = kOrders[&tile - kTiles];
+  const WeightOrder& order = kWeightOrders[&tile - kTiles.data()];
   const u64 n = product.n, k = product.k, heads = product.heads;
   const u64 head_bytes = product.w_stride[0], row_bytes = product.w_stride[1];
   const auto rows = [&](int i) { return static_cast<u64>(order.stride[i]) * row_bytes; };

@@ -161,6 +161,7 @@ def test_driver_tells_what_select_config_asks_of_a_device(warm_up):
     (text,) = arguments_of(calls, "text")
     told = dict(field.split("=") for field in text.split())
     device = Device(**{name: type(getattr(Device(), name))(value) for name, value in told.items()})
+    assert device.capability == 90
     assert {device.num_sms, device.smem_bytes_per_cta, device.registers_per_sm, device.l2_bytes} == {1000}
     assert device.dram_gbps == 0.9 * 2 * 1000 * (1000 / 8) / 1e6  # 1000 kHz, 1000 bits
     assert set(Device._fields) - set(told) == {"l2_gbps", "mma_tflops", "launch_us"}

@@ -15,7 +15,7 @@
 #include "kernels/sm90/schedules.h"
 
 // clang-format off
-#define MLA_FP8_TILES(X)                                                                                                      \
+#define MLA_FP8_SM90_TILES(X)                                                                                                 \
   X(absorb_q_few16,                kAbsorbQ,       (FewRows<Quantize, Latent<2>, 16, 1, 2, 1>),           8, -0.7, 1.5, 3.0)  \
   X(absorb_q_few16_e4m3,           kAbsorbQ,       (FewRows<Quantize, Latent<1>, 16, 1, 2, 1>),           8, -0.3, 1.0, 3.0)  \
   X(absorb_q_few32,                kAbsorbQ,       (FewRows<Quantize, Latent<0>, 32, 2, 4, 1>),           2, -0.7, 2.3, 2.5)  \
