@@ -46,9 +46,10 @@ def test_every_source_is_named_in_cmake() -> None:
 
 def test_every_kernel_is_embedded() -> None:
     (given,) = re.findall(r"mla_fp8_embed_kernels\(mla_fp8\s([^)]+)\)", (ROOT / "CMakeLists.txt").read_text())
-    assert sorted(Path(name).stem for name in given.split()) == sorted(
-        f.stem for f in ROOT.glob("csrc/kernels/**/*.cu")
-    )
+    (architectures,) = re.findall(r"set\(MLA_FP8_ARCHITECTURES ([^)]+)\)", (ROOT / "cmake/kernels.cmake").read_text())
+    folders = ["sm" + re.sub("[a-z]", "", name) for name in architectures.split()]
+    embedded = {f"csrc/kernels/{folder}/{op}.cu" for folder in folders for op in given.split()}
+    assert embedded == {str(file.relative_to(ROOT)) for file in ROOT.glob("csrc/kernels/**/*.cu")}
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs an nvcc on the PATH")
