@@ -1,7 +1,8 @@
-# Compiles each csrc/kernels/sm90/<op>.cu to <op>.fatbin and embeds it. Without nvcc the table is
-# empty, and NVRTC compiles the installed sources at first use. CMake's own CUDA language would look
-# for a toolkit, a runtime library and a device linker: none is needed.
+# Compiles each csrc/kernels/<architecture>/<op>.cu to a fatbin and embeds it. Without nvcc the
+# table is empty, and NVRTC compiles the installed sources at first use. CMake's own CUDA language
+# would look for a toolkit, a runtime library and a device linker: none is needed.
 set(MLA_FP8_OLDEST_NVCC 12.3)
+set(MLA_FP8_ARCHITECTURES 90a)  # as nvcc names them; the sources for sm_90a are in folder sm90
 
 # Sets NVCC in the caller: what MLA_FP8_NVCC asks for, or "".
 function(mla_fp8_find_nvcc)
@@ -41,21 +42,26 @@ function(mla_fp8_embed_kernels target)
   set(IMAGES "")
   set(fatbins "")
   if(NVCC)
-    foreach(op IN LISTS ARGN)
-      set(source ${CMAKE_CURRENT_SOURCE_DIR}/csrc/kernels/sm90/${op}.cu)
-      set(fatbin ${CMAKE_CURRENT_BINARY_DIR}/${op}.fatbin)
-      add_custom_command(
-        OUTPUT ${fatbin}
-        COMMAND ${NVCC} -fatbin -gencode=arch=compute_90a,code=sm_90a -O3 -std=c++17 -ccbin ${CMAKE_CXX_COMPILER}
-                -I${CMAKE_CURRENT_SOURCE_DIR}/csrc -MD -MF ${fatbin}.d -o ${fatbin} ${source}
-                -Werror all-warnings -Xptxas --warn-on-spills,--warning-as-error
-        DEPENDS ${source}
-        DEPFILE ${fatbin}.d
-        COMMENT "Compiling kernels ${op}.fatbin"
-        VERBATIM)
-      list(APPEND fatbins ${fatbin})
-      string(APPEND EMBEDDED "MLA_FP8_EMBED(${op}, \"${fatbin}\");\n")
-      string(APPEND IMAGES "MLA_FP8_IMAGE(${op}), ")
+    foreach(architecture IN LISTS MLA_FP8_ARCHITECTURES)
+      string(REGEX MATCH "[0-9]+" capability ${architecture})
+      foreach(op IN LISTS ARGN)
+        set(image sm${capability}/${op})
+        string(MAKE_C_IDENTIFIER ${image} symbol)
+        set(source ${CMAKE_CURRENT_SOURCE_DIR}/csrc/kernels/${image}.cu)
+        set(fatbin ${CMAKE_CURRENT_BINARY_DIR}/${symbol}.fatbin)
+        add_custom_command(
+          OUTPUT ${fatbin}
+          COMMAND ${NVCC} -fatbin -gencode=arch=compute_${architecture},code=sm_${architecture} -O3 -std=c++17
+                  -ccbin ${CMAKE_CXX_COMPILER} -I${CMAKE_CURRENT_SOURCE_DIR}/csrc -MD -MF ${fatbin}.d -o ${fatbin}
+                  ${source} -Werror all-warnings -Xptxas --warn-on-spills,--warning-as-error
+          DEPENDS ${source}
+          DEPFILE ${fatbin}.d
+          COMMENT "Compiling kernels ${symbol}.fatbin"
+          VERBATIM)
+        list(APPEND fatbins ${fatbin})
+        string(APPEND EMBEDDED "MLA_FP8_EMBED(${symbol}, \"${fatbin}\");\n")
+        string(APPEND IMAGES "{\"${image}\", MLA_FP8_IMAGE(${symbol})}, ")
+      endforeach()
     endforeach()
   endif()
   set(images ${CMAKE_CURRENT_BINARY_DIR}/embedded_images.cpp)

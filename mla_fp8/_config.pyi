@@ -54,6 +54,7 @@ class Device:
     def __init__(
         self,
         *,
+        capability: int = ...,
         num_sms: int = ...,
         smem_bytes_per_cta: int = ...,
         smem_bytes_per_sm: int = ...,
@@ -67,6 +68,8 @@ class Device:
         mma_tflops: float = ...,
         launch_us: float = ...,
     ) -> None: ...
+    @property
+    def capability(self) -> int: ...
     @property
     def num_sms(self) -> int: ...
     @property
@@ -98,6 +101,8 @@ class Tile:
     def symbol(self) -> str: ...
     @property
     def op(self) -> Op: ...
+    @property
+    def capability(self) -> int: ...
     @property
     def m(self) -> int: ...
     @property

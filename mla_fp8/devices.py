@@ -3,7 +3,7 @@
 import torch
 
 HOPPER = (9, 0)
-KERNELS = {HOPPER: "sm_90a"}  # the capabilities that the ops have kernels for -> the architecture that these target
+KERNELS = {HOPPER: "sm_90a"}  # the capabilities that the ops have kernels for -> NVRTC's name of the target
 ATTENTION_LIBRARIES = (HOPPER,)  # those on which attention.backends asks FlashMLA and FlashInfer
 
 
@@ -12,6 +12,12 @@ def text(capability: tuple[int, ...]) -> str:
     return ".".join(map(str, capability))
 
 
+def folder(capability: tuple[int, ...]) -> str:
+    """(9, 0) -> "sm90", the folder of its kernels in csrc/kernels/."""
+    return "sm" + "".join(map(str, capability))
+
+
+TARGETS = {folder(capability): target for capability, target in KERNELS.items()}
 SUPPORTED = " or ".join(map(text, KERNELS))
 
 

@@ -20,8 +20,6 @@ from mla_fp8 import devices
 
 __all__ = ["warm_up"]
 
-ARCHITECTURE = devices.KERNELS[devices.HOPPER]
-OPTIONS = [f"--gpu-architecture={ARCHITECTURE}", "--std=c++17", "--device-as-default-execution-space"]
 _DIGEST_BYTES = hashlib.sha256().digest_size  # a cached file is the digest of its name and image, then the image
 _PATIENCE_S = 120.0  # with another process that compiles; then this one does so too
 _POLL_S = 0.05
@@ -52,11 +50,11 @@ def cache_directory() -> Path:
 
 
 def load(name: str) -> bytes:
-    """The image of csrc/kernels/sm90/<name>.cu, from the cache or compiled now: by one of the processes that ask."""
+    """The image of csrc/kernels/<name>.cu, from the cache or compiled now: by one of the processes that ask."""
     nvrtc = _import_nvrtc()
     sources = source_directory()
-    source = sources / "kernels" / "sm90" / f"{name}.cu"
-    arguments = nvrtc, source, [*OPTIONS, f"--include-path={sources}"]
+    source = sources / "kernels" / f"{name}.cu"
+    arguments = nvrtc, source, [*_options(name), f"--include-path={sources}"]
     try:
         path = _cached_path(nvrtc, name)
     except RuntimeError as e:  # of Path.home()
@@ -80,8 +78,8 @@ def cached_image(name: str) -> Path | None:
 
 
 def _announce(source: Path, where: str) -> None:
-    kernels = len(list(source.parent.glob("*.cu")))
-    what = f"NVRTC compiles {source.stem} for {ARCHITECTURE}, one of {kernels} kernels, some seconds each"
+    target, kernels = devices.TARGETS[source.parent.name], len(list(source.parent.glob("*.cu")))
+    what = f"NVRTC compiles {source.stem} for {target}, one of {kernels} kernels, some seconds each"
     _log.warning("mla_fp8: no embedded kernel runs here: %s; kept in %s", what, where)
 
 
@@ -203,7 +201,12 @@ def _check(nvrtc: Any, result: Any, value: Any = None) -> Any:
 
 
 def _cached_path(nvrtc: Any, name: str) -> Path:
-    return cache_directory() / f"{name}-{_key(nvrtc, source_directory(), OPTIONS)}.cubin"
+    return cache_directory() / f"{name.replace('/', '-')}-{_key(nvrtc, source_directory(), _options(name))}.cubin"
+
+
+def _options(name: str) -> list[str]:
+    target = devices.TARGETS[name.split("/")[0]]
+    return [f"--gpu-architecture={target}", "--std=c++17", "--device-as-default-execution-space"]
 
 
 def _key(nvrtc: Any, sources: Path, options: list[str]) -> str:

@@ -3,7 +3,7 @@
 S tokens, H heads, D = qk_nope_head_dim (128), R = kv_lora_rank (512), P = qk_rope_head_dim (64), V = v_head_dim (128).
 A scale dequantizes: x ≈ x_val * x_scale. Activations are bf16 or fp16 with a contiguous last dim and any other strides,
 so views of q[S, H, 192] need no copy. Weights are float8_e4m3fn with a contiguous last dim and other strides that are
-multiples of 16. All run on CPU and on CUDA (compute capability 9.0), on the current stream, deterministically; the bits
+multiples of 16. All run on CPU and on CUDA (the GPUs in README.md), on the current stream, deterministically; the bits
 of a (token, head) do not depend on the others in the batch. None has a backward. Given `out` tensors are written in
 place, never resized, and must not overlap an input.
 

@@ -39,6 +39,7 @@ struct Problem {
 
 // Limits and speeds; the defaults are an H100 SXM's. Speeds only rank candidates.
 struct Device {
+  int capability = 90;  // compute capability 9.0
   int num_sms = 132;
   int smem_bytes_per_cta = 232448;  // opt-in maximum: 227 KiB
   int smem_bytes_per_sm = 233472;  // 228 KiB

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <string_view>
 
 #include "kernels/phases.h"
 #include "text.h"
@@ -38,28 +39,37 @@ constexpr bool fits_registers(const Tile& tile, const Device& d) {
 constexpr bool every_line_is_sane() {
   for (const Tile& tile : kTiles) {
     if (!is_sane(tile)) return false;
+    for (const Tile* other = kTiles.data(); other != &tile; ++other) {
+      if (std::string_view(other->symbol) == tile.symbol) return false;
+    }
   }
   return true;
 }
 
-// Is there a tile that takes every supported problem of this op and output on a Hopper GPU?
+// Does every architecture have a tile that takes every supported problem of this op and output, on
+// a GPU with an H100's limits?
 constexpr bool is_total(Op op, int out_bytes, int terms) {
-  for (const Tile& tile : kTiles) {
-    const bool any_extent = tile.k == 0 && tile.n == kScaleGroup;
-    const bool any_output = tile.out_bytes == 0 || tile.out_bytes == out_bytes;
-    const bool any_terms = tile.terms >= terms;
-    const bool any_alignment = tile.align_bytes <= least_align_bytes(op);
-    const bool fits = fits_smem(tile, Device{}) && fits_threads(tile, Device{}) && fits_registers(tile, Device{});
-    if (tile.op == op && any_extent && any_terms && any_output && any_alignment && fits) return true;
+  for (const Architecture& architecture : kArchitectures) {
+    bool found = false;
+    for (const Tile& tile : kTiles) {
+      const bool any_extent = tile.k == 0 && tile.n == kScaleGroup;
+      const bool any_output = tile.out_bytes == 0 || tile.out_bytes == out_bytes;
+      const bool any_terms = tile.terms >= terms;
+      const bool any_alignment = tile.align_bytes <= least_align_bytes(op);
+      const bool fits = fits_smem(tile, Device{}) && fits_threads(tile, Device{}) && fits_registers(tile, Device{});
+      const bool runs = tile.capability == architecture.capability && tile.op == op;
+      found = found || (runs && any_extent && any_terms && any_output && any_alignment && fits);
+    }
+    if (!found) return false;
   }
-  return false;
+  return true;
 }
 
-static_assert(every_line_is_sane(), "a line of tiles.h has a size that no launch can have");
+static_assert(every_line_is_sane(), "a line of tiles.h has a size that no launch can have, or another line's symbol");
 static_assert(is_total(Op::kQuantizeQNope, 1, 1) && is_total(Op::kBmm, 2, 1) && is_total(Op::kAbsorbQ, 2, kMostTerms) &&
                   is_total(Op::kAbsorbQ, 1, kMostTerms) && is_total(Op::kVUp, 2, kMostTerms) &&
                   is_total(Op::kVUp, 1, kMostTerms),
-              "an op needs a tile of 128 columns that takes every k and unaligned activations");
+              "an op needs, on each architecture, a tile of 128 columns that takes every k and unaligned activations");
 
 int64_t columns_of(const Problem& p) { return p.op == Op::kQuantizeQNope ? p.k : p.n; }
 
@@ -90,6 +100,8 @@ bool can_run(const Tile& tile, const Problem& p, const Device& d, std::string* r
     if (!holds && reason != nullptr) *reason += text(reason->empty() ? "" : "; ", parts...);
     can = can && holds;
   };
+  need(tile.capability == d.capability, "is for compute capability ", tile.capability / 10, ".", tile.capability % 10,
+       ", the device has ", d.capability / 10, ".", d.capability % 10);
   need(fits_smem(tile, d), "needs ", tile.smem_bytes, " bytes of shared memory, the device has ", d.smem_bytes_per_cta,
        " a CTA and ", d.smem_bytes_per_sm, " an SM, of which ", d.smem_bytes_reserved, " a CTA are reserved");
   need(fits_threads(tile, d), "needs ", tile.threads, " threads, an SM has ", d.threads_per_sm);

@@ -57,6 +57,7 @@ void check_problem(Rules& rules, const Problem& p) {
 void check_device(Rules& rules, const Device& d) {
   // Far above any GPU, and so small that sums and products of limits stay in int64.
   constexpr int64_t kMaxLimit = int64_t{1} << 24;
+  rules.range("capability", d.capability, 1, kMaxLimit);
   rules.range("num_sms", d.num_sms, 1, kMaxLimit);
   rules.range("smem_bytes_per_cta", d.smem_bytes_per_cta, 0, kMaxLimit);
   rules.range("smem_bytes_per_sm", d.smem_bytes_per_sm, 0, kMaxLimit);

@@ -1,4 +1,4 @@
-// A compiled tile as select_config and launchers know it, and the table of all of them.
+// A compiled tile as select_config and launchers know it, and the tables of all of them.
 //
 // Work is a list of tiles: row tile major, then head, then column tile. A CTA takes every
 // gridDim.x-th tile from tile blockIdx.x on. A persistent tile keeps its weights for all row tiles
@@ -7,15 +7,15 @@
 // each.
 #pragma once
 
+#include <array>
 #include <type_traits>
 
+#include "kernels/schedule.h"
 #include "kernels/sm90/tiles.h"
 #include "product.h"
 
 namespace mla_fp8 {
 
-inline constexpr int kRegistersPerSm = 65536;
-inline constexpr int kRegisterStep = 8;
 constexpr int max_registers(int threads, int ctas_per_sm) {
   const int registers = kRegistersPerSm / (threads * ctas_per_sm) / kRegisterStep * kRegisterStep;
   return registers > 255 ? 255 : registers;
@@ -24,6 +24,7 @@ constexpr int max_registers(int threads, int ctas_per_sm) {
 struct Tile {
   const char* symbol;
   Op op;
+  int capability;  // of the devices that it runs on: 90 is compute capability 9.0
   int m, n, k;  // rows and columns a CTA makes; k: the only K it takes. 0: any
   int stages;  // weight tiles in flight in shared memory
   int threads;
@@ -44,9 +45,11 @@ struct Tile {
 };
 
 template <class Schedule>
-constexpr Tile tile_of(const char* symbol, Op op, int ctas_per_sm, double start_us, double first_us, double next_us) {
+constexpr Tile tile_of(int capability, const char* symbol, Op op, int ctas_per_sm, double start_us, double first_us,
+                       double next_us) {
   return {symbol,
           op,
+          capability,
           Schedule::kTileM,
           Schedule::kTileN,
           Schedule::kK,
@@ -66,14 +69,39 @@ constexpr Tile tile_of(const char* symbol, Op op, int ctas_per_sm, double start_
           next_us};
 }
 
-namespace sm90 {
-inline constexpr Tile kTiles[] = {
-#define MLA_FP8_TILE(symbol, op, schedule, ctas_per_sm, ...) \
-  tile_of<MLA_FP8_SCHEDULE(schedule)>(#symbol, Op::op, ctas_per_sm, __VA_ARGS__),
-    MLA_FP8_TILES(MLA_FP8_TILE)
-#undef MLA_FP8_TILE
+template <class T, size_t... kSizes>
+constexpr auto joined(const T (&... tables)[kSizes]) {
+  std::array<T, (kSizes + ...)> all{};
+  size_t size = 0;
+  const auto append = [&](const auto& table) {
+    for (const T& line : table) all[size++] = line;
+  };
+  (append(tables), ...);
+  return all;
+}
+
+// What there are kernels for, in csrc/kernels/sm<capability>/.
+struct Architecture {
+  int capability;
+  const char* gpus;
 };
+
+#define MLA_FP8_TILE(symbol, op, schedule, ctas_per_sm, ...) \
+  tile_of<MLA_FP8_SCHEDULE(schedule)>(kArchitecture.capability, #symbol, Op::op, ctas_per_sm, __VA_ARGS__),
+#define MLA_FP8_WEIGHT_ORDER(symbol, op, schedule, ...) MLA_FP8_SCHEDULE(schedule)::kOrder,
+
+namespace sm90 {
+inline constexpr Architecture kArchitecture = {90, "H100, H200"};
+inline constexpr Tile kTiles[] = {MLA_FP8_SM90_TILES(MLA_FP8_TILE)};
+inline constexpr WeightOrder kWeightOrders[] = {MLA_FP8_SM90_TILES(MLA_FP8_WEIGHT_ORDER)};
 }  // namespace sm90
-using sm90::kTiles;
+
+#undef MLA_FP8_TILE
+#undef MLA_FP8_WEIGHT_ORDER
+
+// Those of all architectures, in one order.
+inline constexpr Architecture kArchitectures[] = {sm90::kArchitecture};
+inline constexpr auto kTiles = joined(sm90::kTiles);
+inline constexpr auto kWeightOrders = joined(sm90::kWeightOrders);  // of each tile in kTiles
 
 }  // namespace mla_fp8

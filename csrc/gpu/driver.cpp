@@ -26,7 +26,6 @@ using abi::Driver;
 using abi::Handle;
 using abi::Result;
 
-constexpr int kCapabilityMajor = 9, kCapabilityMinor = 0;  // sm_90a code runs nowhere else
 // Of the data sheet's bandwidth, what a large copy reaches: 3.0 of an H100's 3.35 TB/s.
 constexpr double kDramEfficiency = 0.9;
 
@@ -48,6 +47,19 @@ constexpr struct {
     {"ctas_per_sm", &Device::ctas_per_sm, abi::kMaxBlocksPerMultiprocessor},
 };
 
+// Fails unless there are kernels for this capability: they run on no other.
+void check_capability(const char* op, const Driver& driver, int capability, abi::Ordinal ordinal) {
+  std::string supported;
+  for (const auto& [known, gpus] : kArchitectures) {
+    if (known == capability) return;
+    supported += text(supported.empty() ? "" : " or ", known / 10, ".", known % 10, " (", gpus, ")");
+  }
+  char name[128];
+  check(op, driver, driver.device_get_name(name, sizeof name, ordinal), "cuDeviceGetName");
+  fail(op, text("device must have compute capability ", supported, ", got ", capability / 10, ".", capability % 10,
+                " (", name, ")"));
+}
+
 // Asks the driver, and refuses a device that the kernels do not run on. Makes no context.
 DeviceState ask_device(const char* op, const Driver& driver, int index) {
   DeviceState state{};
@@ -57,12 +69,8 @@ DeviceState ask_device(const char* op, const Driver& driver, int index) {
     check(op, driver, driver.device_get_attribute(&value, which, state.ordinal), "cuDeviceGetAttribute");
     return value;
   };
-  const int major = attribute(abi::kComputeCapabilityMajor), minor = attribute(abi::kComputeCapabilityMinor);
-  if (major != kCapabilityMajor || minor != kCapabilityMinor) {
-    char name[128];
-    check(op, driver, driver.device_get_name(name, sizeof name, state.ordinal), "cuDeviceGetName");
-    fail(op, text("device must have compute capability 9.0 (H100, H200), got ", major, ".", minor, " (", name, ")"));
-  }
+  state.limits.capability = 10 * attribute(abi::kComputeCapabilityMajor) + attribute(abi::kComputeCapabilityMinor);
+  check_capability(op, driver, state.limits.capability, state.ordinal);
   for (const auto& [name, limit, which] : kLimits) state.limits.*limit = attribute(which);
   state.limits.l2_bytes = attribute(abi::kL2CacheSize);
   state.limits.dram_gbps = dram_gbps(attribute(abi::kMemoryClockRate), attribute(abi::kGlobalMemoryBusWidth));
@@ -177,7 +185,7 @@ void CurrentDevice::launch(const Config& config, const void* params, void* strea
 
 std::string describe_device(const char* op, int device_index) {
   const Device limits = ask_device(op, driver_for(op), device_index).limits;
-  std::string told;
+  std::string told = text("capability=", limits.capability, " ");
   for (const auto& [name, limit, which] : kLimits) told += text(name, "=", limits.*limit, " ");
   const auto exact = std::setprecision(std::numeric_limits<double>::max_digits10);
   return text(exact, told, "l2_bytes=", limits.l2_bytes, " dram_gbps=", limits.dram_gbps);

@@ -27,7 +27,8 @@ int give_text(char* text, size_t text_size, Body body) {
 int mla_fp8_warm_up(int device_index, char* error, size_t error_size) {
   return give_text(error, error_size, [&] {
     for (const mla_fp8::Tile& tile : mla_fp8::kTiles) {
-      mla_fp8::cuda::CurrentDevice(mla_fp8::op_name(tile.op), device_index).load(tile, nullptr);
+      const mla_fp8::cuda::CurrentDevice device(mla_fp8::op_name(tile.op), device_index);
+      if (tile.capability == device.limits().capability) device.load(tile, nullptr);
     }
     return "";
   });

@@ -16,8 +16,8 @@ typedef int (*mla_fp8_image_loader)(const char* name, int device_index, const vo
 // Registers the loader for kernels that are not embedded; null removes it.
 void mla_fp8_set_image_loader(mla_fp8_image_loader loader);
 
-// The kernels of "quantize_q_nope", "bmm", "absorb_q" or "v_up" that the build embedded, as a
-// fatbin; null: none.
+// The kernels of csrc/kernels/<name>.cu that the build embedded, as a fatbin; null: none. A name is
+// "<architecture>/<op>".
 const void* mla_fp8_embedded_image(const char* name, size_t* size);
 
 // Brings every op's kernels onto the device, so that a capture finds them there.

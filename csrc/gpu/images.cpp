@@ -1,6 +1,6 @@
-// Finds the kernel of a tile: in the image of its op that the build embedded, or in one that the
-// registered loader makes (mla_fp8/jit.py compiles it) where there is none or the driver refuses
-// it.
+// Finds the kernel of a tile: in the image of its architecture and op that the build embedded, or
+// in one that the registered loader makes (mla_fp8/jit.py compiles it) where there is none or the
+// driver refuses it.
 #include <atomic>
 #include <iterator>
 #include <map>
@@ -86,13 +86,14 @@ abi::Result load_kernel(const abi::Driver& driver, const void* image, const Tile
 }  // namespace
 
 abi::Handle find_kernel(const char* op, int device_index, abi::Ordinal device, const Tile& tile, abi::Handle stream) {
-  std::atomic<abi::Handle>& slot = kernels[device_index][&tile - kTiles];
+  std::atomic<abi::Handle>& slot = kernels[device_index][&tile - kTiles.data()];
   if (const abi::Handle kernel = slot.load(std::memory_order_acquire)) return kernel;
 
   const abi::Driver& driver = driver_for(op);
-  const char* name = op_name(tile.op);
+  // The image's, and its source's below csrc/kernels/.
+  const std::string name = text("sm", tile.capability, "/", op_name(tile.op));
   size_t size = 0;
-  const void* embedded = mla_fp8_embedded_image(name, &size);
+  const void* embedded = mla_fp8_embedded_image(name.c_str(), &size);
   const void* made = nullptr;
   const RelaxedCapture relaxed(driver);
   for (;;) {
@@ -120,7 +121,8 @@ abi::Handle find_kernel(const char* op, int device_index, abi::Ordinal device, c
                     " must be compiled before a stream capture, got its first call inside one: call "
                     "mla_fp8.jit.warm_up() or the op itself before the capture"));
     }
-    made = load_image(op, name, device_index);  // without the lock: the loader may need Python's
+    // Without the lock: the loader may need Python's.
+    made = load_image(op, name.c_str(), device_index);
   }
 }
 

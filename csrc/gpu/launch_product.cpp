@@ -33,18 +33,9 @@ Problem problem_of(const Product& product) {
   return problem;
 }
 
-using namespace sm90;  // the names in tiles.h
-
-// Of each tile's weights in shared memory (kernels/sm90/weight_order.h).
-constexpr sm90::WeightOrder kOrders[] = {
-#define MLA_FP8_ORDER(symbol, op, schedule, ...) MLA_FP8_SCHEDULE(schedule)::kOrder,
-    MLA_FP8_TILES(MLA_FP8_ORDER)
-#undef MLA_FP8_ORDER
-};
-
 // e4m3 [heads,n,k] in the order of rows that the tile wants.
 TensorMapSpec weight_map(const Product& product, const Tile& tile) {
-  const sm90::WeightOrder& order = kOrders[&tile - kTiles];
+  const WeightOrder& order = kWeightOrders[&tile - kTiles.data()];
   const u64 n = product.n, k = product.k, heads = product.heads;
   const u64 head_bytes = product.w_stride[0], row_bytes = product.w_stride[1];
   const auto rows = [&](int i) { return static_cast<u64>(order.stride[i]) * row_bytes; };
@@ -65,7 +56,7 @@ void launch_product(const Product& product, int device_index, void* stream) {
 
   const Config config = choose_config(problem_of(product), device.limits());
   const char* weights = product.op == Op::kAbsorbQ ? "w_uk" : product.op == Op::kVUp ? "w_uv" : "b";
-  sm90::Params params{};
+  Params params{};
   encode_tensor_map(op, weights, weight_map(product, *config.tile), &params.w);
   params.product = product;
   if (config.tile->phased) {

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "constants.h"
-#include "kernels/sm90/weight_order.h"
+#include "kernels/schedule.h"
 #include "types.h"
 
 namespace mla_fp8::quantize_q_nope {
@@ -46,7 +46,7 @@ struct Rows {
   static constexpr int kAlignBytes = kAlignBytes_;
   static constexpr bool kPersistent = false, kLeavesRoom = false, kPhased = false;
   static constexpr int kMostTerms = 1;
-  static constexpr sm90::WeightOrder kOrder{};  // it has no weights
+  static constexpr WeightOrder kOrder{};  // it has no weights
   static constexpr bool kAligned = kAlignBytes == kLoadBytes;
   using Params = quantize_q_nope::Params;
   using Shared = NoStorage;

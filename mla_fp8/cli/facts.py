@@ -4,13 +4,14 @@ import ctypes
 import importlib.metadata
 import platform
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mla_fp8 import _native, devices, jit
-from mla_fp8.config import Op, tiles
+from mla_fp8.config import Tile, tiles
 from mla_fp8.explain.problem import DEFAULT_EXTENTS
 
 PACKAGES = (
@@ -100,13 +101,14 @@ def cuda_facts(index: int) -> dict[str, Any]:
 
 
 def embedded() -> list[dict[str, Any]]:
-    """The images in the library: the op whose kernels one holds, how many compiled tiles that is, its size."""
-    sizes = {op: len(_native.embedded_image(op.name)) for op in Op.__members__.values()}
-    return [
-        {"op": op.name, "kernels": sum(tile.op == op for tile in tiles()), "bytes": size}
-        for op, size in sizes.items()
-        if size
-    ]
+    """The images in the library: its name, of architecture and op; how many compiled tiles it has; its size."""
+    held = Counter(map(_image_of, tiles()))
+    sizes = {name: len(_native.embedded_image(name)) for name in held}
+    return [{"image": name, "kernels": held[name], "bytes": size} for name, size in sizes.items() if size]
+
+
+def _image_of(tile: Tile) -> str:
+    return f"{devices.folder(divmod(tile.capability, 10))}/{tile.op.name}"
 
 
 def jit_facts() -> dict[str, Any]:
@@ -114,7 +116,7 @@ def jit_facts() -> dict[str, Any]:
     directory = jit.cache_directory()
     current, problem = set(), ""
     try:
-        current = {jit.cached_image(tile.op.name) for tile in tiles()}
+        current = {jit.cached_image(name) for name in set(map(_image_of, tiles()))}
     except (RuntimeError, OSError) as error:  # no NVRTC, or no sources
         problem = str(error)
     files = [
@@ -136,7 +138,8 @@ def paths(device: dict[str, Any], images: list[dict[str, Any]]) -> list[dict[str
     if name == "cpu":
         path, why = "C++", f"{device['instruction_set']} kernels, the best of this CPU and build"
         return [{"op": op, "device": name, "path": path, "why": why} for op in DEFAULT_EXTENTS]
-    if reason := devices.why_not(tuple(map(int, device["capability"].split(".")))):
+    capability = tuple(map(int, device["capability"].split(".")))
+    if reason := devices.why_not(capability):
         return [{"op": op, "device": name, "path": "error", "why": reason} for op in DEFAULT_EXTENTS]
     refusal = jit.embedded_refusal(int(name.removeprefix("cuda:")))
     if not refusal:
@@ -145,7 +148,8 @@ def paths(device: dict[str, Any], images: list[dict[str, Any]]) -> list[dict[str
             for op in DEFAULT_EXTENTS
         ]
     reason = "the driver refuses the image" if images else "built without nvcc"
-    return [{"op": op, "device": name, **_compiled(op.removesuffix("_quantized"), reason)} for op in DEFAULT_EXTENTS]
+    compiled = {op: f"{devices.folder(capability)}/{op.removesuffix('_quantized')}" for op in DEFAULT_EXTENTS}
+    return [{"op": op, "device": name, **_compiled(image, reason)} for op, image in compiled.items()]
 
 
 def _compiled(image: str, reason: str) -> dict[str, str]:

@@ -49,7 +49,7 @@ def show(values: dict[str, Any], terminal: Terminal) -> None:
 
     _heading(terminal, f"Kernels for compute capability {devices.SUPPORTED} in the library")
     images: list[Sequence[str]] = [
-        (image["op"], f"{image['kernels']} tiles", f"{image['bytes']:,} bytes") for image in values["embedded"]
+        (image["image"], f"{image['kernels']} tiles", f"{image['bytes']:,} bytes") for image in values["embedded"]
     ]
     _table(terminal, images or [("none: built without nvcc, so NVRTC compiles at first use",)])
 

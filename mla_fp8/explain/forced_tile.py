@@ -12,7 +12,7 @@ def forced_tile(symbol: str) -> Iterator[None]:
     """Make this thread's CUDA calls of the tile's op use that tile, to compare it with others.
 
     Args:
-        symbol: of a line of csrc/kernels/sm90/tiles.h, as `tiles()` lists them,
+        symbol: of a line of csrc/kernels/<architecture>/tiles.h, as `tiles()` lists them,
             e.g. "absorb_q_shared512".
 
     Returns:

@@ -52,7 +52,7 @@ def register() -> None:
 
     Notes: where MLA_FP8_SGLANG is neither 0 nor 1, or where this SGLang has
     no such function, another signature of it or no hook registry, a warning says so and SGLang stays as it is. A call
-    that `quantize_q_nope` does not take (another group_size or dtype, a GPU other than sm_90, ...) runs SGLang's own
+    that `quantize_q_nope` does not take (another group_size or dtype, a GPU without kernels, ...) runs SGLang's own
     function, with one warning a reason. SGLang applies the hook once `register` has returned.
 
     Source: `HookRegistry` of SGLang 0.5.23; docs/sglang.md.

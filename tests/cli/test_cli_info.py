@@ -17,7 +17,7 @@ from mla_fp8.config import Op, tiles
 from mla_fp8.explain.problem import DEFAULT_EXTENTS
 
 CUDA = {"device": "cuda:0", "name": "a GPU", "capability": "9.0", "sms": 132, "memory_bytes": 80 << 30}
-IMAGES = [{"op": "bmm", "kernels": 4, "bytes": 100}]
+IMAGES = [{"image": "sm90/bmm", "kernels": 4, "bytes": 100}]
 
 
 @pytest.fixture
@@ -55,27 +55,29 @@ def test_info_fits_80_columns(capsys, monkeypatch):
 
 
 def test_info_asks_the_library_what_is_embedded(monkeypatch):
-    monkeypatch.setattr(_native, "embedded_image", lambda name: b"image" if name == "bmm" else b"")
-    assert facts.embedded() == [{"op": "bmm", "kernels": sum(tile.op == Op.bmm for tile in tiles()), "bytes": 5}]
+    monkeypatch.setattr(_native, "embedded_image", lambda name: b"image" if name == "sm90/bmm" else b"")
+    assert facts.embedded() == [
+        {"image": "sm90/bmm", "kernels": sum(tile.op == Op.bmm for tile in tiles()), "bytes": 5}
+    ]
 
 
 def test_info_agrees_with_the_build():
     """The library of this build has all images or none, each with all kernels of its op."""
     found = facts.embedded()
-    assert {image["op"] for image in found} in (set(), {tile.op.name for tile in tiles()})
+    assert {image["image"] for image in found} in (set(), {f"sm90/{tile.op.name}" for tile in tiles()})
     for image in found:
-        held = _native.embedded_image(image["op"])
-        of_op = [tile.symbol for tile in tiles() if tile.op.name == image["op"]]
+        held = _native.embedded_image(image["image"])
+        of_op = [tile.symbol for tile in tiles() if image["image"] == f"sm90/{tile.op.name}"]
         assert all(b"\0.text." + symbol.encode() + b"\0" in held for symbol in of_op)
         assert (image["kernels"], image["bytes"]) == (len(of_op), len(held))
 
 
 def test_library_embeds_nothing_under_other_names():
-    assert _native.embedded_image("no_such_op") == b""
+    assert _native.embedded_image("sm90/no_such_op") == _native.embedded_image("bmm") == b""
 
 
 def test_info_tells_current_files_of_the_cache_from_others(cache):
-    image = jit.load("quantize_q_nope")
+    image = jit.load("sm90/quantize_q_nope")
     (current,) = cache.iterdir()
     (cache / "bmm-0123.cubin").write_bytes(b"of an older release")
     files = {file["file"]: file for file in facts.jit_facts()["files"]}
@@ -105,7 +107,7 @@ def test_info_path_is_embedded_where_the_driver_takes_it(monkeypatch):
 @pytest.mark.parametrize("images", [IMAGES, []], ids=["refused", "not embedded"])
 def test_info_path_is_nvrtc_where_nothing_embedded_runs(cache, monkeypatch, images):
     monkeypatch.setattr(jit, "embedded_refusal", lambda index: "bmm: no")
-    jit.load("v_up")
+    jit.load("sm90/v_up")
     rows = {row["op"]: row for row in facts.paths(CUDA, images)}
     assert {row["path"] for row in rows.values()} == {"NVRTC"}
     reason = "the driver refuses the image" if images else "built without nvcc"

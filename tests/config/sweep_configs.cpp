@@ -75,6 +75,7 @@ class Checker {
     const Problem& p = *problem_;
     const Tile& tile = *config.tile;
     expect(tile.op == p.op, "the tile is of this op");
+    expect(tile.capability == device_.capability, "the tile is of this architecture");
     expect(tile.stages >= 1 || p.op == Op::kQuantizeQNope, "a product has at least one stage");
     expect(tile.out_bytes == 0 || tile.out_bytes == p.out_bytes, "the output type is the tile's");
     expect(tile.smem_bytes <= device_.smem_bytes_per_cta, "shared memory fits a CTA");

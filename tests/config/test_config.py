@@ -157,6 +157,16 @@ def test_every_tile_wins_or_is_dropped_with_its_limit():
         assert (f"needs {tile.smem_bytes} bytes of shared memory" in candidate.reason) == (tile.smem_bytes > 20_000)
 
 
+@pytest.mark.parametrize("op", EVERY_OP)
+def test_tiles_of_another_architecture_are_dropped(op):
+    elsewhere = Device(capability=120)
+    reason = "is for compute capability 9.0, the device has 12.0"
+    for candidate in candidates(problem(op), elsewhere):
+        assert not candidate.kept and candidate.reason.startswith(reason)
+    with pytest.raises(ValueError, match=f"{select_config(problem(op)).tile.symbol} {reason}"):
+        select_config(problem(op), elsewhere)
+
+
 REFUSED = [
     ({"s": -1}, "s must be in [0, 2147483647], got -1"),
     ({"s": 2**31}, "s must be in [0, 2147483647], got 2147483648"),

@@ -81,7 +81,7 @@ def raised_by_weights(rng, directory):
 
 
 def logged(monkeypatch, caplog):
-    jit._announce(jit.source_directory() / "kernels" / "bmm.cu", "a directory")
+    jit._announce(jit.source_directory() / "kernels" / "sm90" / "bmm.cu", "a directory")
     jit._write(Path("/dev/null/bmm.cubin"), b"")
     monkeypatch.setenv(sglang.SWITCH, "yes")
     sglang.register()

@@ -18,6 +18,7 @@ from mla_fp8 import _native, jit
 from mla_fp8._config import Device
 
 TORCH_CPU = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+IMAGES = ["sm90/absorb_q", "sm90/bmm", "sm90/quantize_q_nope", "sm90/v_up"]
 CUBIN = b"\x7fELF, said the fake driver"
 
 
@@ -87,7 +88,7 @@ def test_driver_loads_every_kernel_once(warm_up):
     assert len(symbols) == len(set(symbols)) and set(symbols) == symbols_of_tiles()
     assert len(arguments_of(calls, "cuKernelGetFunction")) == len(symbols), "loaded into the context before a launch"
     assert arguments_of(calls, "cuLibraryLoadData").count("cubin") == 4
-    assert sorted(arguments_of(calls, "load")) == ["absorb_q", "bmm", "quantize_q_nope", "v_up"]
+    assert sorted(arguments_of(calls, "load")) == IMAGES
     assert len(arguments_of(calls, "cuCtxSetCurrent")) == 1, "the thread had no context"
 
 
@@ -112,7 +113,7 @@ def test_driver_threads_load_each_kernel_once(warm_up):
     assert not errors
     assert sorted(arguments_of(calls, "cuLibraryGetKernel")) == sorted(symbols_of_tiles())
     assert arguments_of(calls, "cuLibraryLoadData").count("cubin") == 4
-    assert sorted(arguments_of(calls, "load")) == ["absorb_q", "bmm", "quantize_q_nope", "v_up"]
+    assert sorted(arguments_of(calls, "load")) == IMAGES
 
 
 @pytest.mark.parametrize("capability", ["80", "89", "100", "120"])
@@ -161,6 +162,7 @@ def test_driver_tells_what_select_config_asks_of_a_device(warm_up):
     (text,) = arguments_of(calls, "text")
     told = dict(field.split("=") for field in text.split())
     device = Device(**{name: type(getattr(Device(), name))(value) for name, value in told.items()})
+    assert device.capability == 90
     assert {device.num_sms, device.smem_bytes_per_cta, device.registers_per_sm, device.l2_bytes} == {1000}
     assert device.dram_gbps == 0.9 * 2 * 1000 * (1000 / 8) / 1e6  # 1000 kHz, 1000 bits
     assert set(Device._fields) - set(told) == {"l2_gbps", "mma_tflops", "launch_us"}
@@ -179,15 +181,14 @@ def test_device_without_a_driver_is_an_error_that_names_it():
     assert text.value.decode().startswith("mla_fp8_device: the CUDA driver must be installed, got libcuda.so.1")
 
 
-@pytest.mark.parametrize("op", ["quantize_q_nope", "bmm", "absorb_q", "v_up", "unknown"])
-def test_library_tells_what_is_embedded(op):
+@pytest.mark.parametrize("name", [*IMAGES, "sm90/unknown", "bmm"])
+def test_library_tells_what_is_embedded(name):
     library = ctypes.CDLL(str(_native.LIBRARY))
     library.mla_fp8_embedded_image.restype = ctypes.c_void_p
     size = ctypes.c_size_t()
-    address = library.mla_fp8_embedded_image(op.encode(), ctypes.byref(size))
+    address = library.mla_fp8_embedded_image(name.encode(), ctypes.byref(size))
     fatbin_magic = (0xBA55ED50).to_bytes(4, "little")
-    assert (
-        (address is not None) == (size.value > 0) == (op != "unknown" and fatbin_magic in _native.LIBRARY.read_bytes())
-    )
+    there = name in IMAGES and fatbin_magic in _native.LIBRARY.read_bytes()
+    assert (address is not None) == (size.value > 0) == there
     if address is not None:
         assert ctypes.string_at(address, size.value).startswith(fatbin_magic)

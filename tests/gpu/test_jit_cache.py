@@ -20,7 +20,7 @@ import pytest
 from mla_fp8 import jit
 
 ELF_MAGIC = b"\x7fELF"
-SMALL, OTHER = "quantize_q_nope", "bmm"
+SMALL, OTHER = "sm90/quantize_q_nope", "sm90/bmm"
 PROCESSES = 8
 STUB_SECONDS = 0.3  # long enough for every process to ask meanwhile
 FILE_LIMIT_BYTES = 4096  # less than any image
@@ -41,10 +41,11 @@ def compiled(tmp_path, monkeypatch):
     record.touch()
 
     def compile_image(_nvrtc, source, _options):
+        name = f"{source.parent.name}/{source.stem}"
         with record.open("a") as file:
-            file.write(f"{source.stem}\n")
+            file.write(f"{name}\n")
         time.sleep(STUB_SECONDS)
-        return ELF_MAGIC + source.stem.encode() * FILE_LIMIT_BYTES
+        return image_of(name)
 
     monkeypatch.setattr(jit, "compile_image", compile_image)
     return lambda: record.read_text().split()
@@ -63,8 +64,8 @@ def test_jit_first_use_says_what_it_does_in_one_line(cache, compiled, caplog):
     jit.load(SMALL)
     (line,) = caplog.messages
     assert re.fullmatch(
-        f"mla_fp8: no embedded kernel runs here: NVRTC compiles {SMALL} for sm_90a, one of 4 kernels, some seconds "
-        f"each; kept in {re.escape(str(only_file(cache)))}",
+        f"mla_fp8: no embedded kernel runs here: NVRTC compiles {Path(SMALL).name} for sm_90a, one of 4 kernels, "
+        f"some seconds each; kept in {re.escape(str(only_file(cache)))}",
         line,
     )
     assert caplog.records[0].levelno == logging.WARNING, "shown unless the user turned it off"

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+SOURCES = {".cmake", ".cpp", ".cu", ".cuh", ".h", ".in", ".py", ".pyi"}
 
 
 def _find_torch(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -46,9 +47,23 @@ def test_every_source_is_named_in_cmake() -> None:
 
 def test_every_kernel_is_embedded() -> None:
     (given,) = re.findall(r"mla_fp8_embed_kernels\(mla_fp8\s([^)]+)\)", (ROOT / "CMakeLists.txt").read_text())
-    assert sorted(Path(name).stem for name in given.split()) == sorted(
-        f.stem for f in ROOT.glob("csrc/kernels/**/*.cu")
-    )
+    (architectures,) = re.findall(r"set\(MLA_FP8_ARCHITECTURES ([^)]+)\)", (ROOT / "cmake/kernels.cmake").read_text())
+    folders = ["sm" + re.sub("[a-z]", "", name) for name in architectures.split()]
+    embedded = {f"csrc/kernels/{folder}/{op}.cu" for folder in folders for op in given.split()}
+    assert embedded == {str(file.relative_to(ROOT)) for file in ROOT.glob("csrc/kernels/**/*.cu")}
+
+
+def test_three_files_name_an_architecture_beside_its_folder() -> None:
+    """CONTRIBUTING.md lists what another one takes: these files, so no other may name one, in a comment neither."""
+    folders = {file.parent for file in ROOT.glob("csrc/kernels/*/tiles.h")}
+    files = [file for room in ("cmake", "csrc", "mla_fp8") for file in (ROOT / room).rglob("*.*")]
+    sources = [file for file in files if file.suffix in SOURCES and file.parent not in folders]
+    naming = {file for file in sources if re.search(r"\b(sm|compute)_?\d\d|\b9, 0\b", file.read_text())}
+    assert {str(file.relative_to(ROOT)) for file in naming} == {
+        "cmake/kernels.cmake",
+        "csrc/config/tile.h",
+        "mla_fp8/devices.py",
+    }
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs an nvcc on the PATH")

@@ -64,4 +64,4 @@ MLA_FP8_DEVICE void run(quantize_q_nope::Rows<kAlign>, const quantize_q_nope::Pa
 #define MLA_FP8_KERNEL_kQuantizeQNope(...)
 #endif
 #define MLA_FP8_KERNEL_OF_OP(symbol, op, schedule, ctas_per_sm, ...) MLA_FP8_KERNEL_##op(symbol, schedule, ctas_per_sm)
-MLA_FP8_TILES(MLA_FP8_KERNEL_OF_OP)
+MLA_FP8_SM90_TILES(MLA_FP8_KERNEL_OF_OP)

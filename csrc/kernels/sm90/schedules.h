@@ -14,7 +14,6 @@
 #pragma once
 
 #include "kernels/sm90/weight_order.h"
-#include "product.h"
 
 namespace mla_fp8::sm90 {
 
@@ -26,14 +25,6 @@ inline constexpr int kChunkN = kScaleGroup;  // of n: one row of scale blocks
 inline constexpr int kWeightTileBytes = kChunkN * kGroup;
 inline constexpr int kParts = 8;  // threads that quantize a row's group
 inline constexpr int kMaxSharedBytes = 227 * 1024;  // of a CTA
-inline constexpr int kRegistersPerSm = 65536;
-
-// A kernel's only argument.
-struct Params {
-  TensorMap w;  // e4m3 [heads,n,k] in the schedule's order of rows, 128-byte swizzle
-  Product product;
-  u32 phase_slot;  // of phases.cuh
-};
 
 // Row sources. kMostTerms is the number of e4m3 terms a value of which there is room for. Room is
 // left for one more source: Combined (split-KV partials).
@@ -67,7 +58,7 @@ template <class Rows_, class Store_, int kWarpgroups_>
 struct Schedule {
   using Rows = Rows_;
   using Store = Store_;
-  using Params = sm90::Params;
+  using Params = mla_fp8::Params;
   static constexpr int kWarpgroups = kWarpgroups_;
   static constexpr int kThreads = kWarpgroups * kWarpgroup;
   static constexpr int kMostTerms = Rows::kMostTerms;
@@ -193,7 +184,7 @@ struct Pipelined : Schedule<Rows, Store, kSplitters_ + 1> {
   static_assert(kTileM % kSlotRows == 0 && kTileM <= kWgmmaM && kStages <= Base::kThreads / kWarp);
 
   // Registers a thread: what a launch gives to all, and what the multiplier then gets from splitters.
-  static constexpr int kRegisters = kRegistersPerSm / (Base::kThreads * kCtas) / 8 * 8;
+  static constexpr int kRegisters = kRegistersPerSm / (Base::kThreads * kCtas) / kRegisterStep * kRegisterStep;
   static constexpr int kSplitterRegisters = kSplitters_ == 1 ? 64 : 112;
   static constexpr int kLeftRegisters = kRegisters + (kRegisters - kSplitterRegisters) * kSplitters_;
   static constexpr int kMultiplierRegisters = kLeftRegisters < 240 ? kLeftRegisters : 240;

@@ -14,21 +14,8 @@
 #include "kernels/quantize_q_nope.h"
 #include "kernels/sm90/schedules.h"
 
-namespace mla_fp8::sm90 {
-
-// The type in parentheses: a macro's argument may hold commas only there.
-template <class>
-struct InParentheses;
-template <class T>
-struct InParentheses<void(T)> {
-  using type = T;
-};
-#define MLA_FP8_SCHEDULE(schedule) InParentheses<void schedule>::type
-
-}  // namespace mla_fp8::sm90
-
 // clang-format off
-#define MLA_FP8_TILES(X)                                                                                                         \
+#define MLA_FP8_SM90_TILES(X)                                                                                                    \
   X(absorb_q_few16,                 kAbsorbQ,       (FewRows<Terms<3>, Latent<2>, 16, 1, 2, 1>),             8, -0.7, 1.5, 3.0)  \
   X(absorb_q_few16_e4m3,            kAbsorbQ,       (FewRows<Terms<3>, Latent<1>, 16, 1, 2, 1>),             8, -0.3, 1.0, 3.0)  \
   X(absorb_q_few32,                 kAbsorbQ,       (FewRows<Terms<3>, Latent<0>, 32, 2, 4, 1>),             2, -0.7, 2.3, 2.5)  \

@@ -1,9 +1,8 @@
-// The order in which the copy engine brings a head's weight rows to shared memory. The launcher
-// makes the tensor map from it, the kernels name their boxes by it, and static_asserts hold it
-// against what each schedule's lanes expect.
+// The orders of weight rows in shared memory. The kernels name their boxes by them, and
+// static_asserts hold them against what each schedule's lanes expect.
 #pragma once
 
-#include "types.h"
+#include "kernels/schedule.h"
 
 namespace mla_fp8::sm90 {
 
@@ -11,20 +10,6 @@ inline constexpr int kQuad = 4;  // lanes that hold a row of wgmma's D
 inline constexpr int kWarpRows = 8;  // rows of D that a warp's quads hold at once
 inline constexpr int kWarpgroupWarps = 4;
 inline constexpr int kWgmmaM = 64;  // rows of wgmma's A
-
-// A tensor map has dims [K, x, y, z, head], where a weight row is stride[0] x + stride[1] y +
-// stride[2] z. A row that is a multiple of stride[2] begins at z = row / stride[2].
-struct WeightOrder {
-  int extent[2];  // of x and y; of z rows / stride[2]
-  int stride[3];  // in rows
-  int box[3];  // along x, y, z
-
-  MLA_FP8_HOST_DEVICE constexpr int box_rows() const { return box[0] * box[1] * box[2]; }
-  // The weight row, counted from the box's first, that stands at row i of the box in shared memory.
-  MLA_FP8_HOST_DEVICE constexpr int row(int i) const {
-    return i % box[0] * stride[0] + i / box[0] % box[1] * stride[1] + i / (box[0] * box[1]) * stride[2];
-  }
-};
 
 // For schedules whose weights are wgmma's B: a lane's accumulators are kColumns neighbouring output
 // columns.
