@@ -10,6 +10,8 @@ namespace mla_fp8 {
 // and k are multiples of kScaleGroup.
 inline constexpr int kScaleGroup = 128;
 inline constexpr float kE4m3Max = 448.0f;  // the largest e4m3 value
+// e4m3 terms that hold a value of bf16 and of fp16.
+inline constexpr int kBf16Terms = 2, kMostTerms = 3;
 // Of absorb_q, v_up and v_up_quantized (docs/numerics.md).
 inline constexpr float kAmaxFloor = 1e-4f;
 // The widest access. Activations are aligned to it where a tile uses it.

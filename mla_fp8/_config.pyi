@@ -22,6 +22,7 @@ class Problem:
         pe: int = ...,
         m: int = ...,
         in_bytes: int = ...,
+        terms: int = ...,
         out_bytes: int = ...,
         align_bytes: int = ...,
     ) -> None: ...
@@ -41,6 +42,8 @@ class Problem:
     def m(self) -> int: ...
     @property
     def in_bytes(self) -> int: ...
+    @property
+    def terms(self) -> int: ...
     @property
     def out_bytes(self) -> int: ...
     @property

@@ -29,6 +29,8 @@ struct Problem {
   int64_t pe = 0;  // rope columns appended by absorb_q
   int64_t m = 0;  // rows that quantize_q_nope writes, zero padding included; 0 means s
   int in_bytes = 2;  // an activation element: 2, or 1 for bmm
+  // e4m3 terms that an activation becomes: 1, FP8; 2 of bf16 or 3 of fp16, exact.
+  int terms = 1;
   int out_bytes = 2;  // an output element: 2 or 1
   // The greatest power of 2, at most 16, that divides every pointer and every stride in bytes, but
   // for those of the weights.

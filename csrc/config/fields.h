@@ -19,7 +19,7 @@ namespace mla_fp8 {
     auto& [__VA_ARGS__] = value;                                       \
     return std::tie(__VA_ARGS__);                                      \
   }
-MLA_FP8_FIELDS(Problem, op, s, heads, n, k, pe, m, in_bytes, out_bytes, align_bytes)
+MLA_FP8_FIELDS(Problem, op, s, heads, n, k, pe, m, in_bytes, terms, out_bytes, align_bytes)
 MLA_FP8_FIELDS(Device, num_sms, smem_bytes_per_cta, smem_bytes_per_sm, smem_bytes_reserved, threads_per_sm,
                registers_per_sm, ctas_per_sm, dram_gbps, l2_gbps, l2_bytes, mma_tflops, launch_us)
 MLA_FP8_FIELDS(Tile, symbol, op, m, n, k, stages, threads, smem_bytes, align_bytes, out_bytes, ctas_per_sm, regs,

@@ -48,6 +48,7 @@ void check_problem(Rules& rules, const Problem& p) {
   rules.range("k", p.k, kScaleGroup, kMaxExtent, kScaleGroup);
   rules.range("pe", p.pe, 0, p.op == Op::kAbsorbQ ? kMaxPe : 0, kPeStep);
   rules.range("in_bytes", p.in_bytes, bmm ? 1 : 2, bmm ? 1 : 2);
+  rules.range("terms", p.terms, 1, quantize || bmm ? 1 : kMostTerms);
   rules.range("out_bytes", p.out_bytes, bmm ? 2 : 1, quantize ? 1 : 2);
   rules.range("align_bytes", p.align_bytes, bmm ? 1 : 2, kVectorBytes);
   rules.power_of_2("align_bytes", p.align_bytes);
@@ -92,8 +93,8 @@ bool operator==(const Device& a, const Device& b) { return fields_of(a) == field
 std::string describe(const Problem& p) {
   const std::string extents =
       p.op == Op::kQuantizeQNope ? text(", m=", p.m, ", k=", p.k) : text(", n=", p.n, ", k=", p.k, ", pe=", p.pe);
-  return text("s=", p.s, ", heads=", p.heads, extents, ", in_bytes=", p.in_bytes, ", out_bytes=", p.out_bytes,
-              ", align_bytes=", p.align_bytes);
+  return text("s=", p.s, ", heads=", p.heads, extents, ", in_bytes=", p.in_bytes, ", terms=", p.terms,
+              ", out_bytes=", p.out_bytes, ", align_bytes=", p.align_bytes);
 }
 
 std::string describe(const Device& d) {

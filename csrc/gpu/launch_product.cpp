@@ -20,6 +20,7 @@ Problem problem_of(const Product& product) {
   problem.k = product.k;
   problem.pe = product.pe;
   problem.in_bytes = bytes_of(product.x_dtype);
+  problem.terms = product.terms;
   problem.out_bytes = bytes_of(product.out_dtype);
   const auto aligned = [&](const void* data, const i64(&stride)[2], int element_bytes) {
     return alignment(data, stride, product.s, product.heads, element_bytes);

@@ -60,6 +60,10 @@ def test_help_fits_80_columns(capsys, monkeypatch, command):
             "explain --op bmm --s 1 --device num_sms",
             "--device: must be h100, an index or NAME=VALUE, as in num_sms=114 (--help lists NAMEs), got 'num_sms'",
         ),
+        (
+            "explain --op v_up --s 1 --activations int4",
+            "--activations: invalid choice: 'int4' (choose from 'exact', 'fp8')",
+        ),
         ("explain --op softmax --s 1", "--op: invalid choice: 'softmax' (choose from "),
     ],
 )
