@@ -76,8 +76,7 @@ def test_explain_models_the_activations_asked_for(capsys, words, terms):
         _, out, _ = run(capsys, "--op", op, "--s", "3", "--json", *words)
         assert json.loads(out)["problem"]["terms"] == (1 if op in ("quantize_q_nope", "bmm") else terms)
     _, out, _ = run(capsys, "--op", "v_up", "--s", "3", *words)
-    said = {1: "fp8 activations", 2: "exact activations (2 e4m3 terms)"}[terms]
-    assert f"n=128, k=512, {said}, 16-bit output" in " ".join(out.split())
+    assert f"n=128, k=512, {'fp8' if terms == 1 else 'exact'} activations, 16-bit output" in " ".join(out.split())
 
 
 def test_explain_takes_three_terms_of_fp16():
