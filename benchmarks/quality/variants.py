@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mla_fp8 import reference
 from mla_fp8.formats import FP8_MAX, GROUP
-from mla_fp8.integrations.absorbed_layer import ExactLayer
+from mla_fp8.integrations.absorbed_layer import UnquantizedLayer
 from mla_fp8.integrations.transformers import NAME, enable
 from mla_fp8.weights import AbsorbedWeights
 
@@ -55,7 +55,7 @@ def hf_bf16(model: Any) -> Any:
 
 def absorbed(model: Any) -> Any:
     """Plain products in the model's own dtype."""
-    enable(model, projections="exact", prefill_threshold=ALWAYS)
+    enable(model, weights="unquantized", prefill_threshold=ALWAYS)
     return model
 
 
@@ -80,7 +80,7 @@ def checkpoint_fp32(model: Any) -> Any:
     return with_kv_b_proj(hf_fp32(model), unchanged)
 
 
-class RoundedLayer(ExactLayer):
+class RoundedLayer(UnquantizedLayer):
     """Weights and activations that FP8 rounded, and fp32 sums: what an FP8 product computes."""
 
     w_uk: Tensor  # [H, D, R] fp32
