@@ -17,16 +17,17 @@ import mla_fp8
 from mla_fp8 import distributed
 
 sys.path.append(str(Path(__file__).parents[2] / "examples"))
-from compile_layer import FP8_NOISE, DecodeLayer, inputs  # noqa: E402
+from compile_layer import BF16_NOISE, DecodeLayer, inputs  # noqa: E402
 
 S = 7
 HEAD_DIM = {"q_nope": 1, "q_pe": 1, "o_latent": 1}  # of a tensor that has heads elsewhere than in dim 0
 HEAD_DIM_OF_OUTPUT = {"quantize_q_nope": 0, "bmm": 0}  # and 1 for the others
 
 
-def make_arguments(mesh, name, seed, heads):
+def make_arguments(mesh, name, seed, heads, fp8_activations=False):
     """The same whole arguments on every rank."""
-    return CASE[name].arguments(torch.Generator().manual_seed(seed), S, heads, device=mesh.device_type)
+    arguments = CASE[name].arguments(torch.Generator().manual_seed(seed), S, heads, device=mesh.device_type)
+    return arguments | ({"fp8_activations": True} if fp8_activations else {})
 
 
 def shard(mesh, tensor, dim):
@@ -50,9 +51,9 @@ def assert_is_part(mesh, got, want, dim):
     helpers.assert_same_bits(got.to_local(), want.chunk(mesh.size(), dim)[mesh.get_rank()])
 
 
-def check_by_head(mesh, name, seed, heads):
+def check_by_head(mesh, name, seed, heads, fp8_activations=False):
     distributed.register_shardings()
-    case, arguments = CASE[name], make_arguments(mesh, name, seed, heads)
+    case, arguments = CASE[name], make_arguments(mesh, name, seed, heads, fp8_activations)
     sharded = shard_by_head(mesh, arguments)
     with CommDebugMode() as sent:
         results = case.call(sharded)
@@ -61,10 +62,13 @@ def check_by_head(mesh, name, seed, heads):
         assert_is_part(mesh, got, want, HEAD_DIM_OF_OUTPUT.get(case.op, 1))
 
 
-def check_by_token(mesh, name, seed):
+def check_by_token(mesh, name, seed, fp8_activations=False):
     distributed.register_shardings()
-    case, arguments = CASE[name], make_arguments(mesh, name, seed, 3)
-    sharded = {key: shard(mesh, value, 0 if key in HEAD_DIM else None) for key, value in arguments.items()}
+    case, arguments = CASE[name], make_arguments(mesh, name, seed, 3, fp8_activations)
+    sharded = {
+        key: shard(mesh, value, 0 if key in HEAD_DIM else None) if torch.is_tensor(value) else value
+        for key, value in arguments.items()
+    }
     with CommDebugMode() as sent:
         results = case.call(sharded)
     assert sent.get_total_counts() == 0
@@ -105,9 +109,9 @@ def check_by_head_and_token(mesh, name, seed):
         helpers.assert_same_bits(got.to_local(), part(want, 0, 1))
 
 
-def check_compiled(mesh, name, seed, heads):
+def check_compiled(mesh, name, seed, heads, fp8_activations=False):
     distributed.register_shardings()
-    case, arguments = CASE[name], make_arguments(mesh, name, seed, heads)
+    case, arguments = CASE[name], make_arguments(mesh, name, seed, heads, fp8_activations)
     from torch._dynamo.backends.common import aot_autograd  # here, for seconds that other ranks need not spend
     from torch._inductor.compile_fx import compile_fx_inner
 
@@ -176,4 +180,4 @@ def check_layer(mesh, seed):
     counts = {str(op): count for op, count in sent.get_comm_counts().items()}
     assert list(counts.values()) == [1] and "all_reduce" in next(iter(counts)), counts
     with torch.no_grad():
-        helpers.assert_frobenius(got, whole(*arguments), FP8_NOISE)
+        helpers.assert_frobenius(got, whole(*arguments), BF16_NOISE)
