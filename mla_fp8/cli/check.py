@@ -34,8 +34,8 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "check",
         help="compare every op with the reference on the devices here, in seconds",
         description="Compare every op, and its overload that writes into given views, with mla_fp8.reference: odd "
-        "numbers of tokens, strided views, outliers, rows with NaN and Inf, bf16 and fp16; on a GPU also each compiled "
-        "tile alone. Exits with 1 if anything differs, and shows the worst element.",
+        "numbers of tokens, strided views, outliers, rows with NaN and Inf, bf16 and fp16, exact and FP8 activations; "
+        "on a GPU also each compiled tile alone. Exits with 1 if anything differs, and shows the worst element.",
     )
     command.add_argument("--device", action="append", help="cpu, cuda:0, ...; may be given again; default: all here")
     command.add_argument("--seed", type=SEEDS, default=DEFAULT_SEED, help="of the inputs; default %(default)s")
