@@ -17,6 +17,7 @@ from typing import Any
 
 from mla_fp8.config import Device, select_config
 
+from ..quality import rounding
 from . import layer_tables
 from .measure import FLOOR
 from .report import HERE, RESULTS, Rows, markdown, microseconds, note, read
@@ -186,6 +187,7 @@ RENDERERS: Mapping[str, tuple[str, Callable[[Rows], str]]] = {
     "roofline": ("h100.json", roofline),
     "quality": ("quality.json", layer_tables.quality),
     "quality_sentence": ("quality.json", layer_tables.sentence),
+    "rounding": ("rounding.json", rounding.table),
 }
 
 
