@@ -79,13 +79,6 @@ def test_op_sharded_and_compiled_gives_the_eager_bits(ranks, seed, case):
     ranks.run(sharded.check_compiled, str(case), seed, 4)
 
 
-@by_token
-def test_op_sharded_takes_fp8_activations(ranks, seed, case):
-    ranks.run(sharded.check_by_head, str(case), seed, 4, True)
-    ranks.run(sharded.check_by_token, str(case), seed, True)
-    ranks.run(sharded.check_compiled, str(case), seed, 4, True)
-
-
 def test_layer_sharded_by_head_sends_one_all_reduce(ranks, seed):
     ranks.run(sharded.check_layer, seed)
 

@@ -24,10 +24,9 @@ HEAD_DIM = {"q_nope": 1, "q_pe": 1, "o_latent": 1}  # of a tensor that has heads
 HEAD_DIM_OF_OUTPUT = {"quantize_q_nope": 0, "bmm": 0}  # and 1 for the others
 
 
-def make_arguments(mesh, name, seed, heads, fp8_activations=False):
+def make_arguments(mesh, name, seed, heads):
     """The same whole arguments on every rank."""
-    arguments = CASE[name].arguments(torch.Generator().manual_seed(seed), S, heads, device=mesh.device_type)
-    return arguments | ({"fp8_activations": True} if fp8_activations else {})
+    return CASE[name].arguments(torch.Generator().manual_seed(seed), S, heads, device=mesh.device_type)
 
 
 def shard(mesh, tensor, dim):
@@ -51,9 +50,9 @@ def assert_is_part(mesh, got, want, dim):
     helpers.assert_same_bits(got.to_local(), want.chunk(mesh.size(), dim)[mesh.get_rank()])
 
 
-def check_by_head(mesh, name, seed, heads, fp8_activations=False):
+def check_by_head(mesh, name, seed, heads):
     distributed.register_shardings()
-    case, arguments = CASE[name], make_arguments(mesh, name, seed, heads, fp8_activations)
+    case, arguments = CASE[name], make_arguments(mesh, name, seed, heads)
     sharded = shard_by_head(mesh, arguments)
     with CommDebugMode() as sent:
         results = case.call(sharded)
@@ -62,9 +61,9 @@ def check_by_head(mesh, name, seed, heads, fp8_activations=False):
         assert_is_part(mesh, got, want, HEAD_DIM_OF_OUTPUT.get(case.op, 1))
 
 
-def check_by_token(mesh, name, seed, fp8_activations=False):
+def check_by_token(mesh, name, seed):
     distributed.register_shardings()
-    case, arguments = CASE[name], make_arguments(mesh, name, seed, 3, fp8_activations)
+    case, arguments = CASE[name], make_arguments(mesh, name, seed, 3)
     sharded = {
         key: shard(mesh, value, 0 if key in HEAD_DIM else None) if torch.is_tensor(value) else value
         for key, value in arguments.items()
@@ -97,6 +96,8 @@ def check_by_head_and_token(mesh, name, seed):
         return whole if head_dim is None else whole.chunk(2, head_dim)[column]
 
     def shard_both(name, whole):
+        if not torch.is_tensor(whole):
+            return whole
         dims = (0, 1) if name in HEAD_DIM else (None, None if name == "out_scale" else 0)
         placements = [Replicate() if dim is None else Shard(dim) for dim in dims]
         return DTensor.from_local(part(whole, *dims), square, placements, shape=whole.shape, stride=whole.stride())
@@ -109,9 +110,9 @@ def check_by_head_and_token(mesh, name, seed):
         helpers.assert_same_bits(got.to_local(), part(want, 0, 1))
 
 
-def check_compiled(mesh, name, seed, heads, fp8_activations=False):
+def check_compiled(mesh, name, seed, heads):
     distributed.register_shardings()
-    case, arguments = CASE[name], make_arguments(mesh, name, seed, heads, fp8_activations)
+    case, arguments = CASE[name], make_arguments(mesh, name, seed, heads)
     from torch._dynamo.backends.common import aot_autograd  # here, for seconds that other ranks need not spend
     from torch._inductor.compile_fx import compile_fx_inner
 
