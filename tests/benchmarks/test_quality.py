@@ -225,7 +225,7 @@ def test_tables_show_what_was_measured(tmp_path, model, corpus):
     ours, fp8 = (row for row in rows if "mla_fp8" in row.variant and row.octaves == 0)
     assert f"| **{ours.variant}** | **{ours.nll:.4f}** |" in filled
     assert f"{ours.kl:.1e} and {ours.agreement:.1%} with `enable(model)`" in filled
-    assert f"{fp8.kl:.1e} and {fp8.agreement:.1%} with FP8 activations" in filled
+    assert f"{fp8.kl:.1e} and {fp8.agreement:.1%} with FP8\nactivations" in filled
     assert filled.count("| per-tensor FP8 weights | ") == 3 and "160 characters" in filled
     for column in ("2^8", "2^12", "2^16"):
         assert column in filled
