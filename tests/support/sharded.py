@@ -93,6 +93,8 @@ def check_by_head_and_token(mesh, name, seed):
         return whole if head_dim is None else whole.chunk(2, head_dim)[column]
 
     def shard_both(name, whole):
+        if not torch.is_tensor(whole):
+            return whole
         dims = (0, 1) if name in HEAD_DIM else (None, None if name == "out_scale" else 0)
         placements = [Replicate() if dim is None else Shard(dim) for dim in dims]
         return DTensor.from_local(part(whole, *dims), square, placements, shape=whole.shape, stride=whole.stride())
