@@ -12,8 +12,9 @@ Sides: front512, front576, front576_fp8 (together: front), back, back_fp8 (toget
 Method. A contender's time is that of a CUDA graph of back-to-back launches over buffer sets
 (activations, weights, outputs) that together exceed L2 three times, divided by the launches; the
 graphs of all contenders of a case replay in turn, and the table has the median and the 20th and
-80th percentile over the replays. Everything is checked first, each result against its reference in
-float64: a wrong one ends the program with status 1 before any time is printed. GB/s and % of stream
+80th percentile over the replays. Everything is checked first, each result against exact arithmetic
+on the FP8 checkpoint in float64, which is the error that the table has, and ours against the
+reference: a wrong one ends the program with status 1 before any time is printed. GB/s and % of stream
 count the bytes that a side cannot avoid (bench/sides.py). `floor` is one launch that moves these
 bytes and computes nothing (bench/triton_calls.py). Status 3: all was measured but for an op of
 mla_fp8 that failed.
@@ -31,6 +32,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from mla_fp8 import formats
 from mla_fp8.__main__ import INTERRUPTED
 from mla_fp8.cli.bench import as_package
 
@@ -65,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--s", type=report.integers, help=f"tokens (default {DEFAULT_S}; with --quick {QUICK_S})")
     parser.add_argument("--heads", type=report.integers, default=[128])
     parser.add_argument("--sides", type=side_names, default=side_names("front,back"))
+    parser.add_argument("--activations", choices=formats.MODES, help="of ours; default: both, a row each")
     parser.add_argument("--replays", type=int, default=timing.REPLAYS)
     parser.add_argument("--plot", type=Path, help="draw time and fraction of the floor over S (.svg or .png)")
     parser.add_argument("--quick", action="store_true", help="fewer shapes, replays and configurations")
@@ -93,7 +96,10 @@ def compile_in_parallel(cases: list[Case], options: argparse.Namespace, bar: Pro
 
 def cases_of(options: argparse.Namespace) -> list[Case]:
     s_values = options.s or report.integers(QUICK_S if options.quick else DEFAULT_S)
-    return [Case(SIDES[side], s, h) for side in options.sides for h in options.heads for s in s_values]
+    modes = (options.activations,) if options.activations else formats.MODES
+    return [
+        Case(SIDES[side], s, h, activations=modes) for side in options.sides for h in options.heads for s in s_values
+    ]
 
 
 def compare(options: argparse.Namespace, console: Console, facts: report.Facts) -> list[Row]:
@@ -118,6 +124,7 @@ def compare(options: argparse.Namespace, console: Console, facts: report.Facts) 
             measured = case.time(replays, stream_gbps, lambda: bar.advance(timed))
             for row in measured:
                 where_row = {"device": "cuda", "sides": row.side, "s": row.s, "heads": row.heads, "rounds": replays}
+                where_row |= {"activations": options.activations} if options.activations else {}
                 row.reproduce = report.again(where_row) + " --quick" * options.quick
             report.show(console, measured, report.origin(facts))
             rows += measured

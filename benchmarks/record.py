@@ -41,7 +41,11 @@ ON_GPU = {
     "sglang_hook": "-m benchmarks.layers.sglang_hook",
     "tensor_parallel": "-m benchmarks.layers.tensor_parallel",
 }
-ON_CPU = {"cpu": "benchmarks/cpu.py", "quality": "-m benchmarks.quality.evaluate"}
+ON_CPU = {
+    "cpu": "benchmarks/cpu.py",
+    "quality": "-m benchmarks.quality.evaluate",
+    "rounding": "-m benchmarks.quality.rounding",
+}
 COMMANDS = ON_GPU | ON_CPU
 SEVERAL_GPUS = "tensor_parallel"
 

@@ -40,7 +40,7 @@ if not __package__:
     __package__ = as_package(__file__)
 
 from .bench import report, tables, timing
-from .bench.contenders import TORCH, WEIGHT_LAYOUTS, Contender, ours
+from .bench.contenders import TORCH, WEIGHT_LAYOUTS, Contender, ours, own_tolerance
 from .bench.measure import WrongResult, l2_bytes, relative_error
 from .bench.sides import BF16, FP32, SIDES, Buffers, Side, rotation, round_up
 from .bench.tables import LIMIT
@@ -104,9 +104,9 @@ class PooledBuffers(Buffers):
     def w_bf16_t(self) -> Tensor:
         return self.make("w_bf16", self.heads, self.side.k, self.side.n)
 
-    def quantized_reference(self) -> Tensor:
+    def own_reference(self, activations: str = "exact") -> Tensor:
         if self.side.op != "bmm":
-            return super().quantized_reference()
+            return super().own_reference(activations)
         tokens, (val, scale) = self.sample(), self.quantized
         return reference.bmm(val[:, tokens], scale[:, tokens], self.w, self.w_scale).transpose(0, 1).double()
 
@@ -120,9 +120,9 @@ class PooledBuffers(Buffers):
 def check(contender: Contender, buffers: PooledBuffers, symbols: Iterable[str], where: str) -> None:
     """The chosen tile against the reference, the others' bits against its. Raises: WrongResult."""
     want = [written.clone() for written in buffers.bits_of(contender)]
-    error = relative_error(buffers.decode(contender.layout), buffers.quantized_reference())
-    if not error < contender.tolerance:
-        raise WrongResult(f"{where}: relative error {error:.2e}, allowed {contender.tolerance:.2e}")
+    error = relative_error(buffers.decode(contender.layout), buffers.own_reference(contender.activations))
+    if not error < (allowed := own_tolerance(buffers.side)):
+        raise WrongResult(f"{where}: relative error {error:.2e}, allowed {allowed:.2e}")
     for symbol in symbols:
         with forced_tile(symbol):
             if not all(torch.equal(*pair) for pair in zip(buffers.bits_of(contender), want, strict=True)):

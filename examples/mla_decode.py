@@ -35,7 +35,7 @@ from mla_fp8.formats import FP8_MAX, GROUP
 from mla_fp8.weights.checkpoint import INDEX_FILE, tensor_files
 from mla_fp8.weights.kv_b_proj import decode_scale
 
-FP8_NOISE = 2.6e-2  # what rounding normal data to e4m3, 3 fraction bits, adds to it in the mean square
+BF16_NOISE = 1.7e-3  # what rounding to bf16, 8 significant bits, adds to a tensor in the mean square
 ERROR_MARGIN = math.sqrt(2)  # over the estimate in `error_bound`
 STAGES = ("q, kv", "absorb_q", "attention", "v_up", "o_proj")
 DEEPSEEK_V3 = {  # the published config.json, as far as attention reads it
@@ -48,9 +48,9 @@ DEEPSEEK_V3 = {  # the published config.json, as far as attention reads it
 
 
 def error_bound(spread: float) -> float:
-    """What FP8 activations may cost: v_up hands on the noise of o_latent; that of q_nope moves a logit by FP8_NOISE of
-    the logits' spread (standard deviation), and so a softmax weight by as much of itself. The two are independent."""
-    return ERROR_MARGIN * FP8_NOISE * math.sqrt(1 + spread**2)
+    """What bf16 costs, in independent roundings: 8 of values (kv_a and o: weights and results; norm, softmax, o_latent,
+    v); 9 of q and of keys, which move a logit, and so a softmax weight, by the logits' spread (standard deviation)."""
+    return ERROR_MARGIN * BF16_NOISE * math.sqrt(8 + 9 * spread**2)
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:

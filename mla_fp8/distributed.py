@@ -42,7 +42,7 @@ def register_shardings() -> None:
         v_up              o_latent Shard(1), w_uv, w_uv_scale Shard(0) -> v Shard(1)       o_latent, v Shard(0)
         v_up_quantized    the same -> v_val, v_scale Shard(1)                              o_latent, outputs Shard(0)
 
-    `out_scale` is replicated.
+    `out_scale` is replicated; `activations` changes nothing here.
 
     Args:
         none. A second call changes nothing.

@@ -7,6 +7,10 @@ multiples of 16. All run on CPU and on CUDA (the GPUs in README.md), on the curr
 of a (token, head) do not depend on the others in the batch. None has a backward. Given `out` tensors are written in
 place, never resized, and must not overlap an input.
 
+With activations="exact", a product takes x as it is: on a GPU as a power of two times a sum of e4m3 terms, two for bf16
+and three for fp16, which is x from 1/900 (fp16: 1/112) of its 1x128 group's largest up, and within 2^-17 of the largest
+below. With "fp8", x is rounded to one e4m3 term times a scale, which costs 2.6e-2 of error. See docs/numerics.md.
+
 Sources: DeepSeek-V2 paper (arXiv:2405.04434) section 2.1 and appendix C for MLA; DeepSeek-V3 paper (arXiv:2412.19437)
 section 3.3 for 1x128 and 128x128 scales.
 """
@@ -91,7 +95,7 @@ def bmm(
         RuntimeError: rank, dtype, extents or strides of an argument; m; tensors on several devices; one that requires
             grad; dtype, shape, device or overlap of `out`.
 
-    Notes: for K = 128 the bits equal absorb_q's. Safe in CUDA graphs.
+    Notes: for K = 128 the bits equal absorb_q's with "fp8". Safe in CUDA graphs.
 
     Source: DeepSeek-V3 paper, section 3.3.
 
@@ -119,7 +123,7 @@ def absorb_q(
 ) -> Tensor:
     """Make the query that attention over MLA's latent cache reads, in one kernel.
 
-    q[s, h, :R] = q_nope[s, h, :] · W_UK[h], q_nope exact or quantized to FP8; q[s, h, R:] = q_pe[s, h, :].
+    q[s, h, :R] = q_nope[s, h, :] · W_UK[h], with q_nope exact or quantized to FP8; q[s, h, R:] = q_pe[s, h, :].
 
     Args:
         q_nope: [S, H, D] bf16 or fp16, D a multiple of 128 up to 16,384; the last dim contiguous.
@@ -127,6 +131,7 @@ def absorb_q(
         w_uk_scale: [H, R/128, D/128] fp32, any strides.
         q_pe: [S, H, P] of q_nope's dtype, after RoPE; P a multiple of 16 up to 256. None: no rope columns.
         out_scale: fp32 with one element, on the device. Given, all of q is e4m3(clamp(q * (1 / out_scale), ±448)).
+        activations: "exact", or "fp8": q_nope is quantized first, as by quantize_q_nope.
         out: [S, H, R+P] to write to; the last dim contiguous.
 
     Returns:
@@ -134,11 +139,11 @@ def absorb_q(
         or float8_e4m3fn with out_scale. Accumulated in fp32, rounded once.
 
     Raises:
-        RuntimeError: rank, dtype, extents or strides of an argument; tensors on several devices; a tensor that requires
-            grad; dtype, shape, device or overlap of `out`.
+        RuntimeError: another `activations`; rank, dtype, extents or strides of an argument; tensors on several devices;
+            a tensor that requires grad; dtype, shape, device or overlap of `out`.
 
-    Notes: without q_pe and out_scale, a bf16 result has the bits of bmm(*quantize_q_nope(q_nope), ...). NaN stays NaN;
-    in FP8 ±Inf becomes ±448. Safe in CUDA graphs.
+    Notes: with "fp8", a bf16 result without q_pe has the bits of bmm(*quantize_q_nope(q_nope), ...). A NaN or Inf in
+    q_nope makes its (token, head) NaN; an Inf that leaves in FP8 is ±448. Safe in CUDA graphs.
 
     Source: DeepSeek-V2 paper, appendix C; the weights are `AbsorbedWeights.w_uk` and `.w_uk_scale`.
 
@@ -166,13 +171,14 @@ def v_up(
 ) -> Tensor:
     """Bring attention's latent output up to the value heads, in one kernel.
 
-    v[s, h, :] = o_latent[s, h, :] · W_UV[h]ᵀ, with o_latent quantized to FP8 in 1x128 groups in registers.
+    v[s, h, :] = o_latent[s, h, :] · W_UV[h]ᵀ, with o_latent exact or quantized to FP8.
 
     Args:
         o_latent: [S, H, R] bf16 or fp16, R a multiple of 128 up to 16,384; the last dim contiguous.
         w_uv: [H, V, R] float8_e4m3fn, V a multiple of 128 up to 16,384.
         w_uv_scale: [H, V/128, R/128] fp32, any strides.
         out_scale: fp32 with one element, on the device. Given, v is e4m3(clamp(v * (1 / out_scale), ±448)).
+        activations: "exact", or "fp8": o_latent is quantized first, as by quantize_q_nope.
         out: [S, H, V] to write to; the last dim contiguous.
 
     Returns:
@@ -180,10 +186,10 @@ def v_up(
         out_scale.
 
     Raises:
-        RuntimeError: rank, dtype, extents or strides of an argument; tensors on several devices; a tensor that requires
-            grad; dtype, shape, device or overlap of `out`.
+        RuntimeError: another `activations`; rank, dtype, extents or strides of an argument; tensors on several devices;
+            a tensor that requires grad; dtype, shape, device or overlap of `out`.
 
-    Notes: NaN stays NaN; in FP8 ±Inf becomes ±448. Safe in CUDA graphs.
+    Notes: a NaN or Inf makes its (token, head) NaN; an Inf that leaves in FP8 is ±448. Safe in CUDA graphs.
 
     Source: DeepSeek-V2 paper, appendix C; the weights are `AbsorbedWeights.w_uv` and `.w_uv_scale`.
 
@@ -215,6 +221,7 @@ def v_up_quantized(
         o_latent: [S, H, R] bf16 or fp16, R a multiple of 128 up to 16,384; the last dim contiguous.
         w_uv: [H, 128, R] float8_e4m3fn: V must be 128, one scale group.
         w_uv_scale: [H, 1, R/128] fp32, any strides.
+        activations: as v_up's; the output is e4m3 in both.
         out: v_val and v_scale to write to, of the shapes below; v_scale with any strides.
 
     Returns:
@@ -222,10 +229,10 @@ def v_up_quantized(
         v_scale: [S, H] fp32 with strides (1, ceil4(S)), as block-FP8 GEMMs read it.
 
     Raises:
-        RuntimeError: rank, dtype, extents or strides of an argument; tensors on several devices; a tensor that requires
-            grad; dtype, shape, device or overlap of `out`.
+        RuntimeError: another `activations`; rank, dtype, extents or strides of an argument; tensors on several devices;
+            a tensor that requires grad; dtype, shape, device or overlap of `out`.
 
-    Notes: a NaN or Inf poisons its own (token, head) only. Safe in CUDA graphs.
+    Notes: a NaN or Inf makes its (token, head) NaN and no other. Safe in CUDA graphs.
 
     Source: DeepSeek-V3 paper, section 3.3.
 

@@ -8,7 +8,7 @@ fastest is timed.
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mla_fp8.formats import MODES
+
 from .sides import BF16, Buffers, Side
 from .triton_calls import cast, concat, group_quant, has_triton, project, quantization_scratch, triton_configs
 
-OWN_TOLERANCE = 3e-3  # against the quantized reference: an accumulator and one rounding to bf16
+OWN_TOLERANCE = 3e-3  # of ours from the reference: an accumulator and one rounding to bf16
 # To e4m3, an accumulator that is off by d moves about d / ulp of the values by one ulp. The tensor
 # core's fp8 sums have d = 1e-4, which gives 2.7e-3 (simulated); a kernel that rounds to bf16 first
 # gets 1.15e-2.
@@ -35,14 +37,14 @@ class Contender:
     name: str
     call: Callable[..., object]
     layout: str = "out"  # which of Buffers.result it writes
-    fp8_roundings: int = 0  # beyond the reference's: activations, weights, output; each adds FP8_NOISE to the error
+    fp8_roundings: int = 0  # activations, weights, output; each adds FP8_NOISE to the error from exact arithmetic
     ours: bool = False
     configs: tuple[dict[str, Any], ...] = ({},)
+    activations: str = "exact"  # of ours
 
     @property
     def tolerance(self) -> float:
-        if self.ours:
-            return OWN_FP8_TOLERANCE if self.fp8_roundings else OWN_TOLERANCE
+        """Of the error from exact arithmetic."""
         return BF16_TOLERANCE + FP8_MARGIN * FP8_NOISE * self.fp8_roundings**0.5
 
 
@@ -56,28 +58,23 @@ class Missing:
     ours: bool = False
 
 
-def contenders(side: Side, s: int) -> list[Contender | Missing]:
+def own_tolerance(side: Side) -> float:
+    """Of ours from the reference, which rounds as they do."""
+    return OWN_FP8_TOLERANCE if side.out_bytes == 1 else OWN_TOLERANCE
+
+
+def contenders(side: Side, s: int, activations: Sequence[str] = MODES) -> list[Contender | Missing]:
     """All of them, ours first."""
     triton: list[Contender | Missing] = list(fused_triton(side, s))
     if has_triton():
         triton = [Missing(one.name, "not installed", has_triton()) for one in triton]
     peers = available("deep_gemm", deep_gemm, side) + available("flashinfer", flashinfer, side)
-    return [*ours(side), *torch_bmm(side), *triton, *peers]
+    return [*ours(side, activations), *torch_bmm(side), *triton, *peers]
 
 
-def ours(side: Side) -> list[Contender]:
+def ours(side: Side, activations: Sequence[str] = MODES) -> list[Contender]:
     """The library's ops, by positional calls of the .out overloads; after the op, its parts."""
-    op = torch.ops.mla_fp8
-
-    def absorb_q(b: Buffers) -> None:
-        out_scale = b.static_scale if side.out_bytes == 1 else None
-        op.absorb_q.out(b.x, b.w, b.w_scale, b.pe, out_scale, q_out=b.out)
-
-    def v_up(b: Buffers) -> None:
-        op.v_up.out(b.x, b.w, b.w_scale, v_out=b.out)
-
-    def v_up_quantized(b: Buffers) -> None:
-        op.v_up_quantized.out(b.x, b.w, b.w_scale, val_out=b.out.flatten(1), scale_out=b.out_group_scale)
+    op, out_roundings = torch.ops.mla_fp8, int(side.out_bytes == 1)
 
     def bmm(b: Buffers) -> None:
         op.bmm.out(*b.quantized, b.w, b.w_scale, m=b.s, c_out=b.out_hs)
@@ -87,12 +84,34 @@ def ours(side: Side) -> list[Contender]:
         op.quantize_q_nope.out(b.x, zero_pad=False, val_out=val, scale_out=scale)
         op.bmm.out(val, scale, b.w, b.w_scale, m=b.s, c_out=b.out.transpose(0, 1))
 
-    call = {"absorb_q": absorb_q, "v_up": v_up, "v_up_quantized": v_up_quantized, "bmm": bmm}[side.op]
-    layout, roundings = "out_hs" if side.op == "bmm" else "out", int(side.out_bytes == 1)
-    found = [Contender(f"mla_fp8 {side.op}", call, layout, roundings, ours=True)]
+    if side.op == "bmm":
+        return [Contender("mla_fp8 bmm", bmm, "out_hs", fp8_roundings=1, ours=True, activations="fp8")]
+    found = []
+    for mode in activations:
+        name, roundings = f"mla_fp8 {side.op}" + ", fp8" * (mode == "fp8"), out_roundings + (mode == "fp8")
+        found.append(Contender(name, own_product(side, mode), "out", roundings, ours=True, activations=mode))
     if side.name in ("front512", "back"):
-        found.append(Contender("mla_fp8 quantize_q_nope + bmm", two_steps, ours=True))
+        steps = "mla_fp8 quantize_q_nope + bmm"
+        found.append(Contender(steps, two_steps, fp8_roundings=1, ours=True, activations="fp8"))
     return found
+
+
+def own_product(side: Side, activations: str) -> Callable[[Buffers], None]:
+    """A call of the side's op."""
+    op, options = torch.ops.mla_fp8, {"fp8_activations": True} if activations == "fp8" else {}
+
+    def absorb_q(b: Buffers) -> None:
+        out_scale = b.static_scale if side.out_bytes == 1 else None
+        op.absorb_q.out(b.x, b.w, b.w_scale, b.pe, out_scale, **options, q_out=b.out)
+
+    def v_up(b: Buffers) -> None:
+        op.v_up.out(b.x, b.w, b.w_scale, **options, v_out=b.out)
+
+    def v_up_quantized(b: Buffers) -> None:
+        val_out = b.out.flatten(1)
+        op.v_up_quantized.out(b.x, b.w, b.w_scale, **options, val_out=val_out, scale_out=b.out_group_scale)
+
+    return {"absorb_q": absorb_q, "v_up": v_up, "v_up_quantized": v_up_quantized}[side.op]
 
 
 @dataclass(frozen=True)

@@ -200,20 +200,21 @@ def show(console: Console, rows: Sequence[Row], where: str = "") -> None:
     """One case: a line a contender, the fastest first; last what did not run, with the reason."""
     first, own = rows[0], next((row for row in rows if row.ours and row.us is not None), None)
     narrow = console.width < WIDE_COLUMNS
-    columns = ["contender", "µs", "p20", "p80", "GB/s", "% of stream", "over floor", "over ours"]
+    columns = ["contender", "µs", "p20", "p80", "GB/s", "% of stream", "over floor", "over ours", "error"]
     if narrow:
         columns = [column.replace("over ", "over\n").replace("% of ", "% of\n") for column in columns]
     table = grid(f"{first.side}, S = {first.s}, H = {first.heads}", *columns, narrow=narrow, caption=where)
     for row in sorted(rows, key=lambda row: row.us if row.us is not None else float("inf")):
         name = row.contender
         if row.us is None:
-            table.add_row(f"{name}: {row.status}{': ' if row.reason else ''}{row.reason}", *[""] * 7, style="dim")
+            table.add_row(f"{name}: {row.status}{': ' if row.reason else ''}{row.reason}", *[""] * 8, style="dim")
             continue
         if row.config and row.contender != FLOOR and not narrow:
             name = f"{name} ({row.config})"
         over_own = row.us / own.us if own is not None and own.us is not None else None
         cells = [microseconds(row.us), microseconds(row.us_p20), microseconds(row.us_p80), number(row.gbps, 0)]
         cells += [number(row.percent_of_stream, 1), number(row.over_floor, 2, "x"), number(over_own, 2, "x")]
+        cells += ["" if row.relative_error is None else f"{row.relative_error:.1e}"]
         table.add_row(name, *cells, style="bold" if row.ours else "cyan" if row.contender == FLOOR else "")
     console.print(table)
     if first.reproduce:

@@ -231,15 +231,13 @@ class Buffers:
         product = torch.einsum("shk,hnk->shn", self.x[tokens].double(), self.w_exact)
         return product if self.pe is None else torch.cat([product, self.pe[tokens].double()], dim=-1)
 
-    def quantized_reference(self) -> Tensor:
+    def own_reference(self, activations: str = "exact") -> Tensor:
         """The sampled tokens as mla_fp8.reference makes them, with output rounding, in fp64."""
         tokens = self.sample()
         x, pe = self.x[tokens], None if self.pe is None else self.pe[tokens]
         if self.side.scale_bytes:
-            val, scale = reference.v_up_quantized(x, self.w, self.w_scale)
+            val, scale = reference.v_up_quantized(x, self.w, self.w_scale, activations=activations)
             return val.view(*x.shape[:2], -1).double() * scale.double().unsqueeze(-1)
-        if self.side.out_bytes == 1:
-            return (
-                reference.absorb_q(x, self.w, self.w_scale, pe, self.static_scale).double() * self.static_scale.double()
-            )
-        return reference.absorb_q(x, self.w, self.w_scale, pe).double()
+        out_scale = self.static_scale if self.side.out_bytes == 1 else None
+        q = reference.absorb_q(x, self.w, self.w_scale, pe, out_scale, activations=activations).double()
+        return q if out_scale is None else q * out_scale.double()

@@ -17,6 +17,7 @@ from typing import Any
 
 from mla_fp8.config import Device, select_config
 
+from ..quality import rounding
 from . import layer_tables
 from .measure import FLOOR
 from .report import HERE, RESULTS, Rows, markdown, microseconds, note, read
@@ -102,7 +103,12 @@ def cpu(rows: Rows) -> str:
         found = {row["s"]: row for row in rows if row["op"] == op and row["contender"] == name}
         cells = [f"{found[s]['ms']:.2f} ({found[s]['ratio']:.2f})" if s in found else "" for s in s_values]
         own = name.startswith("mla_fp8")
-        lines.append([f"**{op}**" if own else name, *(f"**{cell}**" if own else cell for cell in cells)])
+        lines.append(
+            [
+                f"**{op}{', fp8 activations' * name.endswith(', fp8')}**" if own else name,
+                *(f"**{cell}**" if own else cell for cell in cells),
+            ]
+        )
     told = f"ms, median; H = {rows[0]['heads']}, {rows[0]['threads']} threads"
     origin = ("cpu", "capability", "torch", "commit", "date")
     return markdown(["", *(f"S = {s}" for s in s_values)], lines) + note(told, rows[0], *origin)
@@ -181,6 +187,7 @@ RENDERERS: Mapping[str, tuple[str, Callable[[Rows], str]]] = {
     "roofline": ("h100.json", roofline),
     "quality": ("quality.json", layer_tables.quality),
     "quality_sentence": ("quality.json", layer_tables.sentence),
+    "rounding": ("rounding.json", rounding.table),
 }
 
 

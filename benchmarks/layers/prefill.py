@@ -35,8 +35,9 @@ ROUNDS = 7
 ROUND_US = 5000.0  # of calls one after another
 GRAPH_CALLS = 4
 EAGER, GRAPH = "eager", "graph"
-# Two FP8 roundings of normal data, of q and of o_latent (2.6e-2 each), and of both weights.
-BOUND = 6e-2
+# The absorbed way has both weights in FP8 (2.6e-2 each, together 3.7e-2), the expanded one has not;
+# exact activations add nothing that shows.
+BOUND = 4.2e-2
 
 
 def layer_of(heads: int, device: torch.device) -> Any:

@@ -50,6 +50,7 @@ class Row:
     kl: float | None = None
     kl_se: float | None = None
     checkpoint_kl: float | None = None  # KL(fp32 arithmetic on the block FP8 weights || variant)
+    checkpoint_kl_se: float | None = None
     agreement: float | None = None
     agreement_se: float | None = None
 
@@ -99,9 +100,10 @@ def row(part: str, name: str, octaves: int, log_p: Tensor, want: Tensor, checkpo
     losses, kls, same = nll(log_p, targets), kl(want, log_p), agreement(want, log_p)
     deltas = losses - nll(want, targets)
     measures = {"nll": losses, "delta": deltas, "kl": kls, "agreement": same}
+    measures["checkpoint_kl"] = kl(checkpoint, log_p)
     means = {name: mean(blocks) for name, blocks in measures.items()}
     errors = {f"{name}_se": error(blocks) for name, blocks in measures.items()}
-    return Row(part, name, octaves, checkpoint_kl=mean(kl(checkpoint, log_p)), **means, **errors)
+    return Row(part, name, octaves, **means, **errors)
 
 
 def measure(

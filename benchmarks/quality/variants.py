@@ -7,14 +7,14 @@ called in the same way.
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from mla_fp8 import reference
 from mla_fp8.formats import FP8_MAX, GROUP
-from mla_fp8.integrations.absorbed_layer import ExactLayer
+from mla_fp8.integrations.absorbed_layer import UnquantizedLayer
 from mla_fp8.integrations.transformers import NAME, enable
 from mla_fp8.weights import AbsorbedWeights
 
@@ -55,14 +55,14 @@ def hf_bf16(model: Any) -> Any:
 
 def absorbed(model: Any) -> Any:
     """Plain products in the model's own dtype."""
-    enable(model, projections="exact", prefill_threshold=ALWAYS)
+    enable(model, weights="unquantized", prefill_threshold=ALWAYS)
     return model
 
 
-def mla_fp8(model: Any) -> Any:
-    """`enable(model)`: this package's ops, weights and activations in FP8."""
+def mla_fp8(model: Any, activations: Literal["exact", "fp8"] = "exact") -> Any:
+    """`enable(model)`: this package's ops, on weights in FP8."""
     model = hf_bf16(model)
-    enable(model, prefill_threshold=ALWAYS)
+    enable(model, activations=activations, prefill_threshold=ALWAYS)
     return model
 
 
@@ -80,7 +80,7 @@ def checkpoint_fp32(model: Any) -> Any:
     return with_kv_b_proj(hf_fp32(model), unchanged)
 
 
-class RoundedLayer(ExactLayer):
+class RoundedLayer(UnquantizedLayer):
     """Weights and activations that FP8 rounded, and fp32 sums: what an FP8 product computes."""
 
     w_uk: Tensor  # [H, D, R] fp32
@@ -131,7 +131,8 @@ VARIANTS: dict[str, Variant] = {
     "absorbed, bf16": lambda model: absorbed(hf_bf16(model)),
     # The blocks dequantized to bf16 at load, as vLLM and SGLang do on Hopper; bf16 products.
     "block FP8 weights": lambda model: absorbed(with_kv_b_proj(hf_bf16(model), unchanged)),
-    "block FP8 weights and activations: mla_fp8": mla_fp8,
+    "block FP8 weights, exact activations: mla_fp8": mla_fp8,
+    "block FP8 weights and activations: mla_fp8": lambda model: mla_fp8(model, "fp8"),
     # The dequantized blocks quantized again with one scale for kv_b_proj: SGLang's
     # block_quant_to_tensor_quant.
     "per-tensor FP8 weights": lambda model: absorbed(with_kv_b_proj(hf_bf16(model), per_tensor)),
@@ -146,7 +147,7 @@ VARIANTS: dict[str, Variant] = {
 }
 SPREAD_VARIANTS = [  # that are also run on heads whose weights differ in size
     "HF, bf16",
-    "block FP8 weights and activations: mla_fp8",
+    "block FP8 weights, exact activations: mla_fp8",
     "per-tensor FP8 weights",
     "per-tensor FP8 weights and activations",
 ]

@@ -24,7 +24,7 @@ struct TileRange {
 // What one thread works in: 264 KiB + 32 KiB + 264 KiB. The panel stays in L1, and what a tile uses
 // of the rest stays in L2.
 struct alignas(64) Scratch {
-  // k-blocks of the rows: e4m3 values * kActivationLift, in fp32.
+  // k-blocks of the rows: e4m3 values, or exact ones / a_scale, * kActivationLift, in fp32.
   float a[kMaxBlocks * kScratchRows * kScaleGroup];
   // A k-block of some columns, [k][column]: weights / kActivationLift.
   float panel[kScaleGroup * kMinColumns];

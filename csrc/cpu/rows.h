@@ -32,15 +32,20 @@ MLA_FP8_INLINE void load_row(const void* in, Dtype dtype, int64_t count, float* 
   }
 }
 
-// The scale of 128 values. As unsigned integers NaN > Inf > any finite |x|, so an integer maximum
-// propagates NaN.
-MLA_FP8_INLINE float group_scale(const float* x, float amax_floor) {
+// max(amax |x|, floor) of 128 values, as bits. As unsigned integers NaN > Inf > any finite |x|, so
+// an integer maximum propagates NaN.
+MLA_FP8_INLINE uint32_t group_amax(const float* x, float amax_floor) {
   uint32_t amax = bits_of(amax_floor);
   for (int64_t i = 0; i < kScaleGroup; ++i) {
     const uint32_t magnitude = bits_of(x[i]) & kFp32AbsMask;
     amax = magnitude > amax ? magnitude : amax;
   }
-  return float_of(amax) / kE4m3Max;
+  return amax;
+}
+
+// The scale of 128 values.
+MLA_FP8_INLINE float group_scale(const float* x, float amax_floor) {
+  return float_of(group_amax(x, amax_floor)) / kE4m3Max;
 }
 
 // Quantizes 128 values in place, to kActivationLift times their e4m3 values, and returns their
@@ -52,6 +57,20 @@ MLA_FP8_INLINE float quantize_lifted(float* x) {
   const float lifted_reciprocal = (1.0f / scale) * kActivationLift;
   for (int64_t i = 0; i < kScaleGroup; ++i) x[i] = round_in_range(x[i] * lifted_reciprocal, kActivationLift);
   return scale;
+}
+
+// Exact activations: the power of two by which 128 values are divided, so that the largest lies in
+// [2^-32, 2^33). It is 1 for what models have. Sums of the rest cannot overflow, and only values
+// below 2^-94 of the largest get subnormal. Its product with a weight's scale does not overflow
+// where the result does not, and a subnormal product is off by less than half a step of the result.
+// It is NaN where a value is NaN or Inf, and makes all that the row gives NaN.
+MLA_FP8_INLINE float range_scale(const float* x) {
+  constexpr uint32_t kLeast = kFp32Bias - 32, kMost = kFp32Bias + 32;
+  const uint32_t amax = group_amax(x, 0.0f);
+  if (amax >= kFp32Inf) return float_of(kFp32Nan);
+  const uint32_t exponent = amax >> kFp32MantissaBits;
+  const uint32_t nearest = exponent < kLeast ? kLeast : exponent > kMost ? kMost : exponent;
+  return float_of((kFp32Bias + exponent - nearest) << kFp32MantissaBits);
 }
 
 // out[i] is the code of the e4m3 value nearest to x[i] * reciprocal.

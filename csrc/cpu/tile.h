@@ -14,8 +14,9 @@
 //
 // Numerics. On every path an output element is p = sum over k ascending, then
 // `acc = fma(p, a_scale * w_scale, acc)` over blocks ascending. It never depends on rows, tiles,
-// threads or position, nor on the instruction set: a product of two e4m3 values has 8 significant
-// bits, so add_product may fuse or not, and vectors run over columns, never over k.
+// threads or position, nor on the instruction set: a product of an e4m3 weight with an activation,
+// e4m3, bf16 or fp16, has 15 significant bits at most, so add_product may fuse or not, and vectors
+// run over columns, never over k.
 //
 // Cost, for M rows and N columns: M*N*K multiply-adds at 2 * kLanes a cycle; N*K weights to decode,
 // 512 in about 70 cycles with AVX-512, which outweighs the products while M < 5; and N*K +
@@ -94,7 +95,7 @@ MLA_FP8_INLINE void multiply_rows(int64_t rows, const float* a, const float* a_s
   multiply_panel<Isa, Panel, kRows>(a, a_scale, panel, w_scale, first, acc, acc_stride);
 }
 
-// Blocks [p_begin, p_end) of the rows, as lifted e4m3 values with a scale each, into scratch.a and
+// Blocks [p_begin, p_end) of the rows, as lifted values with a scale each, into scratch.a and
 // scratch.a_scale, [block][row]. A row is a token whose neighbours are H rows away, so the ones
 // ahead are prefetched into the cache.
 MLA_FP8_INLINE void load_activations(const Product& product, const TileRange& range, int64_t p_begin, int64_t p_end,
@@ -120,6 +121,10 @@ MLA_FP8_INLINE void load_activations(const Product& product, const TileRange& ra
         for (int64_t k = 0; k < kScaleGroup; ++k) x[k] *= kActivationLift;
         scratch.a_scale[slot] = product.x_scale[range.head * product.x_scale_stride[1] +
                                                 row * product.x_scale_stride[0] + p * product.x_scale_stride[2]];
+      } else if (product.terms > 1) {
+        const float scale = range_scale(x);
+        for (int64_t k = 0; k < kScaleGroup; ++k) x[k] *= kActivationLift / scale;
+        scratch.a_scale[slot] = scale;
       } else {
         scratch.a_scale[slot] = quantize_lifted(x);
       }

@@ -12,6 +12,7 @@ from pathlib import Path
 import mla_fp8
 from mla_fp8.cli import EXIT_USAGE, Commands, integer_of, positive_ranges
 from mla_fp8.cli.terminal import Terminal
+from mla_fp8.formats import MODES
 
 PEERS = {"Triton": "triton", "DeepGEMM": "deep_gemm", "FlashInfer": "flashinfer"}  # name -> module
 CPU_OPS = {"front": "absorb_q", "back": "v_up"}
@@ -20,8 +21,9 @@ DESCRIPTION = """\
 Time the ops here beside what else is installed: on a GPU torch.bmm, Triton,
 DeepGEMM, FlashInfer and one launch that only moves the same bytes; on a CPU
 torch.bmm. Everything is compared with the reference first: a wrong result ends
-the run with status 1. Status 2: the options do not fit; 3: an op of mla_fp8
-failed. Under each table stands the command that measures it again."""
+the run with status 1. Errors are from exact arithmetic on the FP8 checkpoint.
+Status 2: the options do not fit; 3: an op of mla_fp8 failed. Under each table
+stands the command that measures it again."""
 DRAWN = (".svg", ".png")
 
 
@@ -41,6 +43,7 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         help="front (absorb_q), back (v_up), and on a GPU front512, front576, front576_fp8, back_fp8, gemm; "
         "default: %(default)s",
     )
+    command.add_argument("--activations", choices=MODES, help="of the ops; default: both, a row each")
     command.add_argument("--rounds", type=integer_of(2, 1_000_000), help="samples of each contender")
     command.add_argument("--threads", type=integer_of(1, 1024), help="of a CPU; default: 2")
     command.add_argument("--quick", action="store_true", help="fewer shapes, rounds and configurations")
@@ -131,6 +134,7 @@ def gpu_command(given: argparse.Namespace) -> list[str]:
     options = ["--heads", _commas(given.heads), "--sides", given.sides] + ["--quick"] * given.quick
     options += ["--s", _commas(given.s)] if given.s else []
     options += ["--replays", str(given.rounds)] if given.rounds else []
+    options += ["--activations", given.activations] if given.activations else []
     return [str(directory() / "gpu.py"), *options, *_files(given)]
 
 
@@ -142,6 +146,7 @@ def cpu_command(given: argparse.Namespace) -> list[str]:
     options = ["--op", *(CPU_OPS[side] for side in sides), "--heads", *map(str, given.heads)]
     options += ["--s", *map(str, given.s)] if given.s else []
     options += ["--threads", str(given.threads)] if given.threads else []
+    options += ["--activations", given.activations] if given.activations else []
     options += ["--rounds", str(given.rounds)] if given.rounds else QUICK_CPU if given.quick else []
     return [str(directory() / "cpu.py"), *options, *_files(given)]
 

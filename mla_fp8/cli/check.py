@@ -34,12 +34,18 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         "check",
         help="compare every op with the reference on the devices here, in seconds",
         description="Compare every op, and its overload that writes into given views, with mla_fp8.reference: odd "
-        "numbers of tokens, strided views, outliers, rows with NaN and Inf, bf16 and fp16; on a GPU also each compiled "
-        "tile alone. Exits with 1 if anything differs, and shows the worst element.",
+        "numbers of tokens, strided views, outliers, rows with NaN and Inf, bf16 and fp16, exact and FP8 activations; "
+        "on a GPU also each compiled tile alone. Exits with 1 if anything differs, and shows the worst element.",
     )
     command.add_argument("--device", action="append", help="cpu, cuda:0, ...; may be given again; default: all here")
     command.add_argument("--seed", type=SEEDS, default=DEFAULT_SEED, help="of the inputs; default %(default)s")
     command.add_argument("--json", action="store_true", help="print the values as JSON")
+    command.add_argument(
+        "--weights",
+        metavar="DIR",
+        help="instead: on a layer of this checkpoint, the errors of exact and FP8 activations and of torch.bmm in bf16",
+    )
+    command.add_argument("--layer", type=integer_of(0, 2**31), default=0, help="of --weights; default %(default)s")
     return command
 
 
@@ -50,6 +56,8 @@ def run(given: argparse.Namespace) -> int:
     if wrong := [device for device in devices if not _is_device(device)]:
         print(f"error: check: --device must be cpu, cuda or cuda:0, cuda:1, ..., got {wrong[0]}", file=sys.stderr)
         return EXIT_USAGE
+    if given.weights is not None:
+        return run_weights(given, devices)
     terminal = Terminal()
     results = []
     with contextlib.nullcontext() if given.json else terminal.working("comparing with the reference"):
@@ -70,6 +78,30 @@ def run(given: argparse.Namespace) -> int:
     else:
         terminal.print("\nnothing was checked: no device here runs the ops", "bold red")
     return EXIT_FAILED if failed or not ran else EXIT_OK
+
+
+def run_weights(given: argparse.Namespace, devices: list[str]) -> int:
+    import torch
+
+    from mla_fp8.cli.losses import losses, show
+    from mla_fp8.weights import AbsorbedWeights
+
+    try:
+        weights = AbsorbedWeights.from_safetensors(given.weights, given.layer)
+    except (ValueError, OSError) as error:
+        print(f"error: check: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    terminal, skipped = Terminal(), {device: _why_not(device) for device in devices}
+    with torch.no_grad(), contextlib.nullcontext() if given.json else terminal.working("measuring errors"):
+        found = [loss for device in devices if not skipped[device] for loss in losses(weights, device, given.seed)]
+    if given.json:
+        print(json.dumps([asdict(loss) for loss in found], indent=2))
+    else:
+        for device, reason in skipped.items():
+            if reason:
+                terminal.print_lines(wrap(f"{device} skipped: {reason}", terminal.width), "yellow")
+        show(found, terminal)
+    return EXIT_OK if found and all(loss.passed for loss in found) else EXIT_FAILED
 
 
 def check(devices: list[str], seed: int = DEFAULT_SEED) -> Iterator[Result]:

@@ -8,9 +8,9 @@ from mla_fp8.formats import GROUP
 
 # The reference's sums for the kernels of a device: on CUDA what they add up, on a CPU what that is near to.
 PRODUCT = {"cpu": reference.exact_product, "cuda": reference.tensor_core_product}
-# How far theirs may be off, relative to the sum of the terms' magnitudes. On a CPU products of two e4m3 are exact in
-# fp32. A group of 128 rounds at most 127 times, then the scale product and the scaling once each, then one addition a
-# group: for K = 7168 that is 127 + 2 + 56 < 2^8 roundings of 2^-24.
+# How far theirs may be off, relative to the sum of the terms' magnitudes. On a CPU products of an e4m3 and another or a
+# 16-bit number, are exact in fp32. A group of 128 rounds at most 127 times, then the scale product and the scaling once
+# each, then one addition a group: for K = 7168 that is 127 + 2 + 56 < 2^8 roundings of 2^-24.
 SUM_ERROR = {"cpu": 2.0**8 * 2.0**-24, "cuda": 0.0}
 
 # Two values that round to neighbours are at most this far apart: relative to the value, and next to zero.
@@ -26,9 +26,9 @@ FROBENIUS = {torch.bfloat16: 3e-3, torch.float16: 3e-3, torch.float8_e4m3fn: 6e-
 MANY_ELEMENTS = 10_000
 
 
-def sum_error(x_val: Tensor, x_scale: Tensor, w: Tensor, w_scale: Tensor) -> Tensor:
-    """[S,H,K] x [H,N,K]ᵀ: how far each sum of the kernels may be from PRODUCT's."""
-    x = (x_val.float() * x_scale.repeat_interleave(GROUP, -1)).abs()
+def sum_error(x: Tensor, x_scale: Tensor | None, w: Tensor, w_scale: Tensor) -> Tensor:
+    """[S,H,K] x [H,N,K]ᵀ: how far each sum of the kernels may be from PRODUCT's, which takes the same."""
+    x = (x.float() * (1 if x_scale is None else x_scale.repeat_interleave(GROUP, -1))).abs()
     terms = torch.einsum("shk,hnk->shn", x, reference.dequantize_blocks(w, w_scale).float().abs())
     return terms.double() * SUM_ERROR[x.device.type]
 

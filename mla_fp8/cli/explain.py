@@ -11,6 +11,7 @@ from mla_fp8.config import Device, explain
 from mla_fp8.explain.device import modelled
 from mla_fp8.explain.explanation import lines
 from mla_fp8.explain.problem import DEFAULT_EXTENTS, DEFAULT_M_ALIGNMENT, OUT_BYTES
+from mla_fp8.formats import MODES
 
 EXTENTS = integer_of(-(2**63), 2**63 - 1)  # the kernels' own bounds come with their reasons
 
@@ -33,6 +34,9 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         type=EXTENTS,
         default=DEFAULT_M_ALIGNMENT,
         help="rows that quantize_q_nope pads to; default %(default)s",
+    )
+    command.add_argument(
+        "--activations", choices=MODES, default=MODES[0], help="kept whole or quantized; default %(default)s"
     )
     command.add_argument(
         "--out-dtype",
@@ -92,6 +96,7 @@ def run(given: argparse.Namespace) -> int:
             k=given.k,
             pe=given.pe,
             m_alignment=given.m_alignment,
+            activations=given.activations,
             out_dtype=given.out_dtype,
             align_bytes=given.align,
             device=_device(given.device),

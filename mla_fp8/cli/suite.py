@@ -3,7 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -88,7 +88,7 @@ class Variant:
     op: str
     name: str
     outs: tuple[str, ...]  # arguments of the overload that writes into given views
-    make: Callable[[Maker], Arguments]
+    make: Callable[[Maker], Arguments]  # of the op in torch.ops
     compare: Callable[[Arguments, tuple[Tensor, ...], bool], str]
 
     def call(self, arguments: Arguments) -> tuple[Tensor, ...]:
@@ -160,10 +160,10 @@ def _compare_bmm(given: Arguments, got: tuple[Tensor, ...], typical: bool) -> st
 
 def _compare_product(op: str) -> Callable[[Arguments, tuple[Tensor, ...], bool], str]:
     def compare(given: Arguments, got: tuple[Tensor, ...], typical: bool) -> str:
-        x, w, w_scale = list(given.values())[:3]
-        want = getattr(reference, op)(**given, product=PRODUCT[x.device.type])
+        want = _reference(op, given)
         error = torch.zeros(want.shape, dtype=torch.float64, device=want.device)  # q_pe: exact
-        error[..., : w.shape[1]] = sum_error(*reference.quantize(x), w, w_scale)
+        product = _product_error(given)
+        error[..., : product.shape[-1]] = product
         if "out_scale" in given:
             error /= given["out_scale"].double()
         return within(got[0], want, error, typical=typical)
@@ -172,8 +172,8 @@ def _compare_product(op: str) -> Callable[[Arguments, tuple[Tensor, ...], bool],
 
 
 def _compare_v_up_quantized(given: Arguments, got: tuple[Tensor, ...], typical: bool) -> str:
-    want_val, want_scale = reference.v_up_quantized(**given, product=PRODUCT[got[0].device.type])
-    error = sum_error(*reference.quantize(given["o_latent"]), given["w_uv"], given["w_uv_scale"])
+    want_val, want_scale = _reference("v_up_quantized", given)
+    error = _product_error(given)
     amax_error = error.amax(-1) / FP8_MAX
     if wrong := within(got[1], want_scale, amax_error, typical=typical):
         return f"v_scale: {wrong}"
@@ -184,13 +184,32 @@ def _compare_v_up_quantized(given: Arguments, got: tuple[Tensor, ...], typical: 
     return f"v_val * v_scale: {wrong}" if wrong else ""
 
 
+def _reference(op: str, given: Arguments) -> Any:
+    """What mla_fp8.reference makes of the op's arguments."""
+    tensors = {name: value for name, value in given.items() if name != "fp8_activations"}
+    product = PRODUCT[next(iter(tensors.values())).device.type]
+    return getattr(reference, op)(**tensors, activations=_activations(given), product=product)
+
+
+def _product_error(given: Arguments) -> Tensor:
+    x, w, w_scale, *_ = given.values()
+    return sum_error(*reference.keep_or_quantize(x, _activations(given)), w, w_scale)
+
+
+def _activations(given: Arguments) -> str:
+    return "fp8" if given.get("fp8_activations") else "exact"
+
+
 def _with(make: Callable[..., Arguments], **options: bool) -> Callable[[Maker], Arguments]:
     return lambda maker: make(maker, **options)
 
 
-VARIANTS = [
-    Variant("quantize_q_nope", "", ("val_out", "scale_out"), _quantize, _compare_quantized),
-    Variant("bmm", "", ("c_out",), _bmm, _compare_bmm),
+def _in_both_modes(variant: Variant) -> list[Variant]:
+    name = ", ".join(filter(None, (variant.name, "fp8 activations")))
+    return [variant, replace(variant, name=name, make=lambda maker: {**variant.make(maker), "fp8_activations": True})]
+
+
+_PRODUCTS = [
     Variant("absorb_q", "", ("q_out",), _absorb_q, _compare_product("absorb_q")),
     Variant("absorb_q", "q_pe", ("q_out",), _with(_absorb_q, pe=True), _compare_product("absorb_q")),
     Variant("absorb_q", "out_scale", ("q_out",), _with(_absorb_q, fp8=True), _compare_product("absorb_q")),
@@ -200,4 +219,9 @@ VARIANTS = [
     Variant("v_up", "", ("v_out",), _v_up, _compare_product("v_up")),
     Variant("v_up", "out_scale", ("v_out",), _with(_v_up, fp8=True), _compare_product("v_up")),
     Variant("v_up_quantized", "", ("val_out", "scale_out"), _v_up, _compare_v_up_quantized),
+]
+VARIANTS = [
+    Variant("quantize_q_nope", "", ("val_out", "scale_out"), _quantize, _compare_quantized),
+    Variant("bmm", "", ("c_out",), _bmm, _compare_bmm),
+    *itertools.chain.from_iterable(map(_in_both_modes, _PRODUCTS)),
 ]

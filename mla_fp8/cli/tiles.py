@@ -18,7 +18,10 @@ def each_tile(variant: Variant, seed: int, device: str) -> Iterator[tuple[str, l
         arguments = variant.make(maker)
         pe = arguments["q_pe"].shape[-1] if "q_pe" in arguments else 0
         out_dtype = "float8_e4m3fn" if "out_scale" in arguments else None
-        problem = problem_for(variant.op, s, HEADS, pe=pe, m_alignment=M_ALIGNMENT, out_dtype=out_dtype)
+        activations = "fp8" if arguments.get("fp8_activations") else "exact"
+        problem = problem_for(
+            variant.op, s, HEADS, pe=pe, m_alignment=M_ALIGNMENT, activations=activations, out_dtype=out_dtype
+        )
         for candidate in candidates(problem, limits):
             if not candidate.kept:
                 continue

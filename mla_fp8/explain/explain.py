@@ -15,6 +15,7 @@ def explain(
     k: int | None = None,
     pe: int = 0,
     m_alignment: int = DEFAULT_M_ALIGNMENT,
+    activations: str = "exact",
     out_dtype: object = None,
     align_bytes: int = 16,
     device: Device | int | None = None,
@@ -29,7 +30,9 @@ def explain(
         k: its summed extent: D for absorb_q, R for v_up. Default: DeepSeek-V3's.
         pe: columns of q_pe that absorb_q appends, 0 without q_pe.
         m_alignment: rows that quantize_q_nope pads to.
-        out_dtype: torch dtype or its name. Default: bfloat16, or float8_e4m3fn where the op writes nothing else.
+        activations: "exact" or "fp8", as absorb_q, v_up and v_up_quantized take it; of no account for the others.
+        out_dtype: torch dtype or its name. Default: bfloat16, or float8_e4m3fn where the op writes nothing else. With
+            float16 the activations are fp16 too, else bf16.
         align_bytes: largest power of 2, at most 16, that divides every pointer and stride but the weights', in bytes.
         device: limits and speeds, or the index of a CUDA device, as in cuda:0. Default: torch's current CUDA device
             where the kernels run on it, else an H100 SXM.
@@ -38,7 +41,7 @@ def explain(
         An Explanation: `print` shows the table, `to_dict()` holds its values.
 
     Raises:
-        ValueError: op; out_dtype; m_alignment; extents that no kernel supports, each with its rule.
+        ValueError: op; out_dtype; m_alignment; activations; extents that no kernel supports, each with its rule.
         RuntimeError: as `device_limits`, for an index.
 
     Notes: launches nothing and needs no GPU. A call of the op on the modelled device chooses the same tile; another
@@ -51,7 +54,16 @@ def explain(
         True
     """
     problem = problem_for(
-        op, s, heads, n=n, k=k, pe=pe, m_alignment=m_alignment, out_dtype=out_dtype, align_bytes=align_bytes
+        op,
+        s,
+        heads,
+        n=n,
+        k=k,
+        pe=pe,
+        m_alignment=m_alignment,
+        activations=activations,
+        out_dtype=out_dtype,
+        align_bytes=align_bytes,
     )
     limits, modelled_on = modelled(device)
     considered = candidates(problem, limits)

@@ -9,6 +9,7 @@ from mla_fp8.text import size, table, wrap
 
 PLAIN_WIDTH = 80
 OUT_NAMES = {1: "e4m3", 2: "16-bit"}
+ACTIVATIONS = {1: "fp8 activations", 2: "exact activations", 3: "exact fp16 activations"}  # by their terms
 LEGEND = "(* runs; waves: tiles that an SM makes in turn; bound: what takes the modelled µs)"
 HEADINGS = (
     ("", "shared", "", "CTAs", "", "", "bytes", "", ""),
@@ -134,8 +135,9 @@ def _short_name(candidate: Candidate) -> str:
 def _headline(problem: Problem) -> str:
     extents = f"m={problem.m}, k={problem.k}" if problem.op == Op.quantize_q_nope else f"n={problem.n}, k={problem.k}"
     pe = f", pe={problem.pe}" if problem.pe else ""
+    kept = "" if problem.op in (Op.quantize_q_nope, Op.bmm) else f", {ACTIVATIONS[problem.terms]}"
     elements = f"{OUT_NAMES[problem.out_bytes]} output, {problem.align_bytes}-byte aligned"
-    return f"{problem.op.name}: s={problem.s}, heads={problem.heads}, {extents}{pe}, {elements}"
+    return f"{problem.op.name}: s={problem.s}, heads={problem.heads}, {extents}{pe}{kept}, {elements}"
 
 
 def _limits(explanation: Explanation) -> str:

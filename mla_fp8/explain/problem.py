@@ -1,8 +1,11 @@
 """The Problem that a call of an op becomes, as csrc/config sees it."""
 
 from mla_fp8._config import Op, Problem
+from mla_fp8.formats import MODES
 
 OUT_BYTES = {"bfloat16": 2, "float16": 2, "float8_e4m3fn": 1}
+ONE_TERM = ("quantize_q_nope", "bmm")  # they take no activations=
+EXACT_TERMS = {"bfloat16": 2, "float16": 3}  # e4m3, of 4 significant bits each, that hold an activation's 8 or 11
 DEFAULT_M_ALIGNMENT = 256  # of quantize_q_nope
 # DeepSeek-V3's extents of a head, by op: n, k.
 DEFAULT_EXTENTS = {
@@ -30,13 +33,13 @@ def problem_for(
     """The Problem that a call of `op` becomes.
 
     Args:
-        op, s, heads, n, k, pe, m_alignment, out_dtype, align_bytes: as for `explain`.
+        op, s, heads, n, k, pe, m_alignment, activations, out_dtype, align_bytes: as for `explain`.
 
     Returns:
         a Problem; what no kernel supports is said only by `select_config` and `candidates`.
 
     Raises:
-        ValueError: op; out_dtype; m_alignment.
+        ValueError: op; out_dtype; m_alignment; activations.
 
     Example:
         >>> problem_for("absorb_q", s=17, heads=128).k
@@ -52,6 +55,9 @@ def problem_for(
         raise ValueError(f"explain: out_dtype must be float8_e4m3fn for v_up_quantized, got {dtype!r}")
     if m_alignment < 1:
         raise ValueError(f"explain: m_alignment must be at least 1, got {m_alignment}")
+    if activations not in MODES:
+        raise ValueError(f"explain: activations must be 'exact' or 'fp8', got {activations!r}")
+    exact = activations == "exact" and op not in ONE_TERM
     default_n, default_k = DEFAULT_EXTENTS[op]
     return Problem(
         op=Op.__members__[op.removesuffix("_quantized")],
@@ -62,7 +68,7 @@ def problem_for(
         pe=pe,
         m=-(-s // m_alignment) * m_alignment if op == "quantize_q_nope" else 0,
         in_bytes=1 if op == "bmm" else 2,
-        terms=2 if activations == "exact" and op not in ("quantize_q_nope", "bmm") else 1,
+        terms=EXACT_TERMS.get(dtype, EXACT_TERMS["bfloat16"]) if exact else 1,
         out_bytes=OUT_BYTES[dtype],
         align_bytes=align_bytes,
     )

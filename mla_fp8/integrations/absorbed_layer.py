@@ -2,11 +2,13 @@
 
 import functools
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mla_fp8.errors import require
 from mla_fp8.formats import ACTIVATIONS, E4M3
 from mla_fp8.ops import absorb_q, v_up
 from mla_fp8.weights import AbsorbedWeights
@@ -46,7 +48,7 @@ class AbsorbedLayer:
         return absorbed_is_cheaper(query.shape[2], kv_nope.shape[2], *dims, device=query.device.type)
 
 
-class ExactLayer(AbsorbedLayer, nn.Module):
+class UnquantizedLayer(AbsorbedLayer, nn.Module):
     """Plain products with kv_b_proj's own weights, in their dtype; nothing is copied."""
 
     def absorb(self, layer: Any, query: Tensor) -> Tensor:
@@ -66,13 +68,34 @@ class ExactLayer(AbsorbedLayer, nn.Module):
 class Fp8Layer(AbsorbedLayer, AbsorbedWeights):
     """The package's ops. A submodule of the layer, so that it moves with it, but never in a state_dict."""
 
+    activations: str  # of both products: "exact" or "fp8"
+
+    @classmethod
+    def of(cls, name: str, layer: Any, activations: str, checkpoint: str | Path | None) -> "Fp8Layer":
+        """The weights of the layer of that name, on kv_b_proj's device."""
+        state: Any
+        weight, dims = layer.kv_b_proj.weight, {dim: getattr(layer, dim) for dim in ("qk_nope_head_dim", "v_head_dim")}
+        heads = weight.shape[0] // sum(dims.values())  # of this rank
+        if checkpoint is not None:
+            state = cls.from_safetensors(checkpoint, layer.layer_idx, name=f"{name}.kv_b_proj").to(weight.device)
+            got, want = [state.num_heads, state.kv_lora_rank], [heads, layer.kv_lora_rank]
+            require(got == want, "enable", "checkpoint", f"hold {name} of {want} heads and R", got)
+        elif weight.dtype == E4M3:
+            state = cls.from_kv_b_proj(weight, layer.kv_b_proj.weight_scale_inv, heads, **dims)
+        else:
+            state = cls.from_bf16(weight, heads, **dims)
+        state.activations = activations
+        return state
+
     def absorb(self, layer: Any, query: Tensor) -> Tensor:
         q = query.transpose(1, 2).flatten(0, 1)  # [B*S, H, D+P], a view where B or S is 1
         q_nope, q_pe = q.split([layer.qk_nope_head_dim, layer.qk_rope_head_dim], dim=-1)
-        return absorb_q(q_nope, self.w_uk, self.w_uk_scale, q_pe).unflatten(0, (query.shape[0], query.shape[2]))
+        q = absorb_q(q_nope, self.w_uk, self.w_uk_scale, q_pe, activations=self.activations)
+        return q.unflatten(0, (query.shape[0], query.shape[2]))
 
     def up(self, layer: Any, o_latent: Tensor) -> Tensor:
-        return v_up(o_latent.flatten(0, 1), self.w_uv, self.w_uv_scale).unflatten(0, o_latent.shape[:2])
+        v = v_up(o_latent.flatten(0, 1), self.w_uv, self.w_uv_scale, activations=self.activations)
+        return v.unflatten(0, o_latent.shape[:2])
 
     def expand(self, layer: Any, kv_nope: Tensor, k_rot: Tensor) -> tuple[Tensor, Tensor]:
         if layer.kv_b_proj.weight.dtype != E4M3:

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from mla_fp8 import devices
 from mla_fp8.attention import attend_latents
 from mla_fp8.errors import require, require_int
-from mla_fp8.formats import ACTIVATIONS, E4M3, MAX_PE, PE_STEP
-from mla_fp8.integrations.absorbed_layer import ExactLayer, Fp8Layer, warn_once
+from mla_fp8.formats import ACTIVATIONS, E4M3, MAX_PE, MODES, PE_STEP
+from mla_fp8.integrations.absorbed_layer import Fp8Layer, UnquantizedLayer, warn_once
 from mla_fp8.weights.kv_b_proj import UNQUANTIZED, require_head_dim
 
 try:
@@ -38,6 +38,8 @@ __all__ = ["Summary", "disable", "enable", "enabled"]
 
 NAME = "mla_fp8"  # of the attention, and of the attribute that an enabled layer has
 OLDEST = "5.15"  # the first release whose caches hold latents
+WEIGHTS = ("fp8", "unquantized")
+INSTEAD = "write activations='fp8' for 'fp8' and weights='unquantized' for 'exact'"  # of projections=
 SDPA_ONLY = ("softcap", "position_bias", "s_aux")  # arguments that torch's SDPA honours or refuses
 
 
@@ -47,7 +49,7 @@ class Summary:
 
     enabled: names of the layers that decode absorbed.
     skipped: name -> reason of every other attention layer; these run torch's SDPA.
-    memory_bytes: bytes of the FP8 weights and scales that came beside kv_b_proj; 0 with projections="exact".
+    memory_bytes: bytes of the FP8 weights and scales that came beside kv_b_proj; 0 with weights="unquantized".
     """
 
     enabled: tuple[str, ...]
@@ -58,9 +60,11 @@ class Summary:
 def enable(
     model: nn.Module,
     *,
-    projections: Literal["fp8", "exact"] = "fp8",
+    activations: Literal["exact", "fp8"] = "exact",
+    weights: Literal["fp8", "unquantized"] = "fp8",
     checkpoint: str | Path | None = None,
     prefill_threshold: int | None = None,
+    projections: None = None,
 ) -> Summary:
     """Make the MLA layers of a transformers model decode absorbed, over their latent cache, with this package's ops.
 
@@ -68,9 +72,12 @@ def enable(
     order, without keys and values of every head.
 
     Args:
-        model: a transformers model of bf16 or fp16 (any floating dtype with "exact"), on its device.
-        projections: "fp8" runs `absorb_q` and `v_up` on weights in FP8. "exact" runs plain products with kv_b_proj's
-            own weights in the model's dtype: no FP8 noise, no dims ruled out, no memory; the plumbing, to compare with.
+        model: a transformers model of bf16 or fp16 (any floating dtype with "unquantized"), on its device.
+        activations: "exact" keeps them whole, as precise as rounding the results to the model's dtype; "fp8" quantizes
+            them, with 2.6e-2 of noise in each product. As `absorb_q` and `v_up` take it.
+        weights: "fp8" runs `absorb_q` and `v_up` on weights in FP8. "unquantized" runs plain products with kv_b_proj's
+            own weights in the model's dtype: nothing in FP8, no dims ruled out, no memory; the plumbing, to compare
+            with.
         checkpoint: directory of the FP8 checkpoint in DeepSeek's format that the model was loaded from: its FP8 blocks
             are read as they are. None: from kv_b_proj, as it is where that is FP8 with `weight_scale_inv`, else
             quantized in 128x128 blocks, with loss.
@@ -78,6 +85,7 @@ def enable(
             cheaper so, by a count of multiplications: with the published dims all that fill an empty cache, and
             from 47, 78, 94 or 99 tokens on those that follow on a cache of 128, 512, 2048 or 8192 (on a GPU from 34,
             56, 67 or 70).
+        projections: gone; the error says what an old call writes now.
 
     Returns:
         the layers enabled, those skipped and why, and the bytes added.
@@ -85,8 +93,8 @@ def enable(
     Raises:
         ImportError: a transformers older than 5.15.
         ValueError: an argument; a model that is enabled already, that selects tokens by an indexer, without a layer
-            that can be enabled, of fp32 weights with "fp8", or on a GPU that the ops have no kernels for; weights as
-            in `AbsorbedWeights`. The model is untouched then.
+            that can be enabled, of fp32 weights with weights="fp8", or on a GPU that the ops have no kernels for;
+            weights as in `AbsorbedWeights`. The model is untouched then.
 
     Notes: under autograd a forward runs expanded. The FP8 weights move with the model and are in no state_dict; weights
     loaded or trained later are not seen by them: disable and enable again. A model cast to fp32 later runs expanded,
@@ -105,8 +113,12 @@ def enable(
     where = "enable"
     if Version(transformers.__version__).release < Version(OLDEST).release:
         raise ImportError(f"{where}: transformers must be {OLDEST} or later, got {transformers.__version__}")
-    require(projections in ("fp8", "exact"), where, "projections", "be 'fp8' or 'exact'", repr(projections))
-    require(checkpoint is None or projections == "fp8", where, "checkpoint", "be None with 'exact'", repr(checkpoint))
+    require(projections is None, where, "projections", f"be left out ({INSTEAD})", repr(projections))
+    require(activations in MODES, where, "activations", "be 'exact' or 'fp8'", repr(activations))
+    require(weights in WEIGHTS, where, "weights", "be 'fp8' or 'unquantized'", repr(weights))
+    if weights == "unquantized":
+        require(activations == "exact", where, "activations", "be 'exact' with 'unquantized'", repr(activations))
+        require(checkpoint is None, where, "checkpoint", "be None with 'unquantized'", repr(checkpoint))
     if prefill_threshold is not None:
         require_int(where, "prefill_threshold", prefill_threshold, 1)
     attentions = {n: m for n, m in model.named_modules() if type(m).__name__.endswith("Attention") or is_mla(m)}
@@ -114,13 +126,14 @@ def enable(
         require(not hasattr(module, NAME), where, "model", "not be enabled (disable it first)", f"{name}, enabled")
         require(not hasattr(module, "indexer"), where, "model", "attend to all tokens", f"{name}, which has an indexer")
 
-    reasons = {name: why_not(layer, projections) for name, layer in attentions.items()}
+    reasons = {name: why_not(layer, weights) for name, layer in attentions.items()}
     skipped = {name: reason for name, reason in reasons.items() if reason is not None}
     rule, got = "have an MLA layer that can be enabled", skipped or type(model).__name__
     require(len(skipped) < len(attentions), where, "model", rule, got)
     layers = {name: layer for name, layer in attentions.items() if name not in skipped}
     states = {
-        name: ExactLayer() if projections == "exact" else fp8(name, layer, checkpoint) for name, layer in layers.items()
+        name: UnquantizedLayer() if weights == "unquantized" else Fp8Layer.of(name, layer, activations, checkpoint)
+        for name, layer in layers.items()
     }
 
     transformers.AttentionInterface.register(NAME, attention_forward)
@@ -174,7 +187,7 @@ def is_mla(module: nn.Module) -> bool:
     return hasattr(module, "kv_b_proj") and hasattr(module, "kv_lora_rank")
 
 
-def why_not(layer: Any, projections: str) -> str | None:
+def why_not(layer: Any, weights: str) -> str | None:
     """The reason for which a layer cannot be enabled, if there is one."""
     if not is_mla(layer):
         return "has no latent cache: not MLA"
@@ -185,10 +198,10 @@ def why_not(layer: Any, projections: str) -> str | None:
         return "kv_b_proj has a bias"
     if type(weight.data) is not Tensor or weight.is_meta:
         return f"kv_b_proj.weight is no plain tensor on a device, but {type(weight.data).__name__} on {weight.device}"
-    if projections == "exact":
-        return None if weight.dtype in UNQUANTIZED else f"kv_b_proj.weight is {weight.dtype}, which only 'fp8' runs"
+    if weights == "unquantized":
+        return None if weight.dtype in UNQUANTIZED else f"kv_b_proj.weight is {weight.dtype}, for weights='fp8' only"
     if weight.dtype not in (*ACTIVATIONS, E4M3):
-        return f"kv_b_proj.weight is {weight.dtype}; 'fp8' takes bfloat16, float16 or float8_e4m3fn"
+        return f"kv_b_proj.weight is {weight.dtype}; weights='fp8' takes bfloat16, float16 or float8_e4m3fn"
     if weight.is_cuda and (reason := devices.why_not_on(weight.device)):
         return reason
     try:
@@ -199,25 +212,6 @@ def why_not(layer: Any, projections: str) -> str | None:
     rope = layer.qk_rope_head_dim
     rope_ok = rope % PE_STEP == 0 and 0 < rope <= MAX_PE
     return None if rope_ok else f"qk_rope_head_dim must be a multiple of {PE_STEP} up to {MAX_PE}, got {rope}"
-
-
-def fp8(name: str, layer: Any, checkpoint: str | Path | None) -> Fp8Layer:
-    """The layer's weights in FP8, on kv_b_proj's device."""
-    weights: Any
-    weight, dims = layer.kv_b_proj.weight, {dim: getattr(layer, dim) for dim in ("qk_nope_head_dim", "v_head_dim")}
-    heads = weight.shape[0] // sum(dims.values())  # of this rank
-    if checkpoint is not None:
-        weights = Fp8Layer.from_safetensors(checkpoint, layer.layer_idx, name=f"{name}.kv_b_proj").to(weight.device)
-        got, rule = (
-            [weights.num_heads, weights.kv_lora_rank],
-            f"hold {name} of {[heads, layer.kv_lora_rank]} heads and R",
-        )
-        require(got == [heads, layer.kv_lora_rank], "enable", "checkpoint", rule, got)
-    elif weight.dtype == E4M3:
-        weights = Fp8Layer.from_kv_b_proj(weight, layer.kv_b_proj.weight_scale_inv, heads, **dims)
-    else:
-        weights = Fp8Layer.from_bf16(weight, heads, **dims)
-    return weights
 
 
 def keep_latents(layer: Any, kv_nope: Tensor, k_rot: Tensor) -> tuple[Tensor, Tensor]:

@@ -222,9 +222,10 @@ def test_tables_show_what_was_measured(tmp_path, model, corpus):
     filled = tables.fill(
         "<!-- table: quality -->\n<!-- end -->\n<!-- table: quality_sentence -->\n<!-- end -->\n", tmp_path
     )
-    ours = next(row for row in rows if "mla_fp8" in row.variant and row.octaves == 0)
+    ours, fp8 = (row for row in rows if "mla_fp8" in row.variant and row.octaves == 0)
     assert f"| **{ours.variant}** | **{ours.nll:.4f}** |" in filled
     assert f"{ours.kl:.1e} and {ours.agreement:.1%} with `enable(model)`" in filled
+    assert f"{fp8.kl:.1e} and {fp8.agreement:.1%} with FP8\nactivations" in filled
     assert filled.count("| per-tensor FP8 weights | ") == 3 and "160 characters" in filled
     for column in ("2^8", "2^12", "2^16"):
         assert column in filled

@@ -70,6 +70,20 @@ def test_explain_json_parses(capsys):
     assert all(one["reason"] for one in values["candidates"] if not one["kept"])
 
 
+@pytest.mark.parametrize("words, terms", [([], 2), (["--activations", "exact"], 2), (["--activations", "fp8"], 1)])
+def test_explain_models_the_activations_asked_for(capsys, words, terms):
+    for op in OPS:
+        _, out, _ = run(capsys, "--op", op, "--s", "3", "--json", *words)
+        assert json.loads(out)["problem"]["terms"] == (1 if op in ("quantize_q_nope", "bmm") else terms)
+    _, out, _ = run(capsys, "--op", "v_up", "--s", "3", *words)
+    assert f"n=128, k=512, {'fp8' if terms == 1 else 'exact'} activations, 16-bit output" in " ".join(out.split())
+
+
+def test_explain_takes_three_terms_of_fp16():
+    assert explain("v_up", s=3, heads=16, out_dtype="float16").problem.terms == 3
+    assert explain("v_up", s=3, heads=16, out_dtype="float16", activations="fp8").problem.terms == 1
+
+
 def test_explain_no_rows(capsys):
     code, out, _ = run(capsys, "--op", "absorb_q", "--s", "0")
     assert code == 0
@@ -122,6 +136,7 @@ def test_usage_errors_exit_with_2(capsys, arguments):
         ({"op": "v_up_quantized", "out_dtype": "bfloat16"}, "out_dtype must be float8_e4m3fn"),
         ({"m_alignment": 0}, "m_alignment must be at least 1, got 0"),
         ({"heads": 0}, "heads must be"),
+        ({"activations": "int4"}, "explain: activations must be 'exact' or 'fp8', got 'int4'"),
     ],
 )
 def test_explain_function_rejects(fault, message):

@@ -24,16 +24,18 @@ def arguments_of(*words: str) -> list[str]:
 
 def test_bench_gives_the_gpu_script_its_options():
     files = ["--json", "a.json", "--plot", "a.svg"]
-    given = ["--heads", "128,16", "--sides", "front576,back", "--quick"]
-    script, *options = arguments_of("--device", "cuda", "--s", "1,16-17", "--rounds", "9", *given, *files)
+    given, mode = ["--heads", "128,16", "--sides", "front576,back", "--quick"], ["--activations", "fp8"]
+    script, *options = arguments_of("--device", "cuda", "--s", "1,16-17", "--rounds", "9", *mode, *given, *files)
     assert Path(script) == ROOT / "benchmarks" / "gpu.py"
-    assert options == [*given, "--s", "1,16,17", "--replays", "9", *files]
+    assert options == [*given, "--s", "1,16,17", "--replays", "9", *mode, *files]
 
 
 def test_bench_gives_the_cpu_script_its_options():
-    script, *options = arguments_of("--device", "cpu", "--sides", "back", "--s", "1,16", "--quick")
+    words = ["--device", "cpu", "--sides", "back", "--s", "1,16", "--quick"]
+    script, *options = arguments_of(*words)
     assert Path(script) == ROOT / "benchmarks" / "cpu.py"
     assert options == ["--op", "v_up", "--heads", "128", "--s", "1", "16", "--rounds", "10"]
+    assert "--activations exact" in " ".join(arguments_of(*words, "--activations", "exact"))
 
 
 @pytest.mark.parametrize(
@@ -102,10 +104,23 @@ def measured(tmp_path_factory):
 
 def test_bench_measures_every_case(measured):
     printed, values, _ = measured
-    cases = [(row["op"], row["s"], row["heads"]) for row in values["rows"] if row["contender"].startswith("mla_fp8")]
-    assert sorted(cases) == sorted((op, s, h) for op in ("absorb_q", "v_up") for s in (1, 3) for h in (1, 2))
+    cases = [(row["contender"], row["s"], row["heads"]) for row in values["rows"] if "mla_fp8" in row["contender"]]
+    names = [f"mla_fp8.{op}{kind}" for op in ("absorb_q", "v_up") for kind in ("", ", fp8")]
+    assert sorted(cases) == sorted((name, s, h) for name in names for s in (1, 3) for h in (1, 2))
     assert all(row["ms"] > 0 and row["samples"] == 5 for row in values["rows"])
     assert printed.startswith("cpu: mla_fp8 ") and "\x1b" not in printed
+
+
+def test_bench_errors_are_from_exact_arithmetic(measured):
+    printed, values, _ = measured
+    for row in values["rows"]:
+        low, high = (0, 1e-5) if "fp32" in row["contender"] else (1.2e-3, 2.2e-3)  # few rows: the mean scatters
+        if "bf16 bmm" in row["contender"]:
+            low, high = 1.8e-3, 3e-3  # of the weights and of the result
+        if row["contender"].endswith(", fp8"):
+            low, high = 1.5e-2, 4e-2
+        assert low < row["error"] < high, row
+    assert "error from exact arithmetic" in printed and "target" not in printed
 
 
 def test_bench_draws_every_contender(measured):

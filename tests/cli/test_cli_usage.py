@@ -52,6 +52,7 @@ def test_help_fits_80_columns(capsys, monkeypatch, command):
         ("bench --s 0", "--s: must be 1 or more, got '0'"),
         ("bench --heads 0-3", "--heads: must be 1 or more, got '0-3'"),
         ("bench --rounds 1", "--rounds: must be an integer in [2, 1000000], got '1'"),
+        ("bench --activations bf16", "--activations: invalid choice: 'bf16' (choose from 'exact', 'fp8')"),
         ("bench --threads 0", "--threads: must be an integer in [1, 1024], got '0'"),
         ("check --seed -1", "--seed: must be an integer in [0, 9223372036854775807], got '-1'"),
         ("check --seed many", "--seed: must be an integer in [0, 9223372036854775807], got 'many'"),
@@ -59,6 +60,10 @@ def test_help_fits_80_columns(capsys, monkeypatch, command):
         (
             "explain --op bmm --s 1 --device num_sms",
             "--device: must be h100, an index or NAME=VALUE, as in num_sms=114 (--help lists NAMEs), got 'num_sms'",
+        ),
+        (
+            "explain --op v_up --s 1 --activations int4",
+            "--activations: invalid choice: 'int4' (choose from 'exact', 'fp8')",
         ),
         ("explain --op softmax --s 1", "--op: invalid choice: 'softmax' (choose from "),
     ],

@@ -182,6 +182,8 @@ REFUSED = [
     ({"pe": 272}, "pe must be a multiple of 16 in [0, 256], got 272"),
     ({"m": 1}, "m must be 0, got 1"),
     ({"in_bytes": 4}, "in_bytes must be 2, got 4"),
+    ({"terms": 0}, "terms must be in [1, 3], got 0"),
+    ({"terms": 4}, "terms must be in [1, 3], got 4"),
     ({"out_bytes": 4}, "out_bytes must be in [1, 2], got 4"),
     ({"align_bytes": 1}, "align_bytes must be in [2, 16], got 1"),
     ({"align_bytes": 12}, "align_bytes must be a power of 2, got 12"),
@@ -195,7 +197,7 @@ def test_rejects_unsupported_problems_with_every_value(function, fault, rule):
     with pytest.raises(ValueError, match=re.escape(f"absorb_q: {rule} (no kernel for s=")) as caught:
         function(asked)
     message = str(caught.value)
-    for name in ("s", "heads", "n", "k", "pe", "in_bytes", "out_bytes", "align_bytes"):
+    for name in ("s", "heads", "n", "k", "pe", "in_bytes", "terms", "out_bytes", "align_bytes"):
         assert f"{name}={getattr(asked, name)}" in message
     assert "132 SMs" in message
     assert "232448 bytes of shared memory a CTA" in message

@@ -16,7 +16,7 @@ WIDE = st.sampled_from(EDGES_64) | st.integers(-INT64, INT64 - 1) | st.integers(
 NARROW = st.sampled_from(EDGES_32) | st.integers(-INT32, INT32 - 1)
 SPEED = st.floats(allow_nan=True, allow_infinity=True) | st.sampled_from([5e-324, 1e-308, 1.7e308, 1.0])
 WIDE_FIELDS = ("s", "heads", "n", "k", "pe", "m")
-NARROW_FIELDS = ("in_bytes", "out_bytes", "align_bytes")
+NARROW_FIELDS = ("in_bytes", "terms", "out_bytes", "align_bytes")
 SPEEDS = ("dram_gbps", "l2_gbps", "l2_bytes", "mma_tflops", "launch_us")
 LIMITS = tuple(name for name in Device._fields if name not in SPEEDS)
 

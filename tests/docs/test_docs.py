@@ -28,7 +28,7 @@ def test_readme_enables_a_transformers_model(tmp_path):
     models.quantize_kv_b_proj(model, tmp_path)
     model = model.bfloat16()
     one_or_the_other = [line for line in block.splitlines() if line.startswith("enable(")]
-    assert len(one_or_the_other) == 2
+    assert len(one_or_the_other) == 3
     for line in one_or_the_other:
         names: dict[str, Any] = {"model": model}
         exec(block.splitlines()[0] + "\n" + line.replace("DeepSeek-V3", str(tmp_path)), names)

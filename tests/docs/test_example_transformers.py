@@ -23,20 +23,24 @@ def example():
     return module
 
 
+WAYS = ["expanded, fp32", "absorbed, fp32", "expanded, bf16", "exact activations", "fp8 activations"]
+RANDOM = "random weights, random tokens"
+
+
 def run(example, capsys, *arguments) -> str:
     assert example.main([*arguments, "--context", "16", "--steps", str(STEPS)]) == 0
     printed = capsys.readouterr().out
-    ways = re.findall(
-        r"^(expanded, fp32|absorbed, fp32|absorbed, FP8 ): \[([\d, ]+)\], \d+\.\d steps/s$", printed, re.M
-    )
-    assert [name for name, _ in ways] == ["expanded, fp32", "absorbed, fp32", "absorbed, FP8 "]
+    ways = re.findall(r"^(.+): \[([\d, ]+)\], \d+\.\d steps/s$", printed, re.M)
+    assert [name for name, _ in ways] == WAYS
     assert all(len(tokens.split(",")) == STEPS for _, tokens in ways) and ways[0][1] == ways[1][1]
-    assert re.search(r"the same as expanded: fp32 100%, FP8 \d+%", printed)
+    (same,) = re.findall(r"^the same tokens as expanded, fp32: (.+)$", printed, re.M)
+    assert re.fullmatch(r"absorbed 100%, bf16 \d+%, exact \d+%, fp8 \d+%", same)
     return printed
 
 
 def test_example_generates_with_the_model_it_builds(example, capsys):
-    assert f"memory_bytes={4 * 16 * (256 * 512 + 2 * 4 * 4)}" in run(example, capsys)
+    printed = run(example, capsys)
+    assert f"memory_bytes={4 * 16 * (256 * 512 + 2 * 4 * 4)}" in printed and RANDOM in printed
 
 
 def test_example_generates_with_a_saved_model(example, capsys, tmp_path):
@@ -44,7 +48,7 @@ def test_example_generates_with_a_saved_model(example, capsys, tmp_path):
     models.quantize_kv_b_proj(model, tmp_path / "fp8")
     model.save_pretrained(tmp_path / "fp32")
     printed = run(example, capsys, "--model", str(tmp_path / "fp32"), "--checkpoint", str(tmp_path / "fp8"))
-    assert "'model.layers.1.self_attn'" in printed
+    assert "'model.layers.1.self_attn'" in printed and RANDOM not in printed
 
 
 def test_example_exits_1_when_tokens_differ(example, monkeypatch, capsys):

@@ -63,6 +63,7 @@ def raised_by_ops(rng):
     )
     between = torch.frombuffer(bytearray(257), dtype=torch.bfloat16, count=128, offset=1).view(1, 1, 128)
     yield said_by(lambda: mla_fp8.quantize_q_nope(between))
+    yield said_by(lambda: mla_fp8.v_up(**given, activations="int4"))
 
 
 def raised_by_weights(rng, directory):

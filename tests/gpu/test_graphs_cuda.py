@@ -56,7 +56,7 @@ FIRST_CALL = """
 """
 
 
-@pytest.mark.parametrize("name", ["absorb_q-pe", "v_up", "v_up_quantized", "bmm"])
+@pytest.mark.parametrize("name", ["absorb_q-pe", "absorb_q-pe-one_term", "v_up", "v_up_quantized", "bmm"])
 def test_op_graph_capture_may_be_the_first_call(run_python, name):
     """With embedded kernels. Without them the error names the warm-up, which then makes the capture work."""
     run_python(FIRST_CALL.format(name=name))

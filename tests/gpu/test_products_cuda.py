@@ -1,8 +1,9 @@
 """What absorb_q, v_up, v_up_quantized and bmm do on a GPU beyond what the op tests ask of every device."""
 
 import pytest
+import strategies
 import torch
-from cases import OPS
+from cases import ACTIVATIONS, OPS, each_activations
 from helpers import (
     E4M3,
     GUARD,
@@ -14,7 +15,18 @@ from helpers import (
     random_weight,
     strided,
 )
-from product_inputs import HEAD_DIM, LATENT, ROPE_DIM, first_heads, make_absorb_weight, make_v_weight, random_q, v_all
+from product_inputs import (
+    HEAD_DIM,
+    LATENT,
+    ROPE_DIM,
+    first_heads,
+    make_absorb_weight,
+    make_v_weight,
+    random_q,
+    reference_absorb_q,
+    reference_v_all,
+    v_all,
+)
 
 from mla_fp8 import reference
 
@@ -32,8 +44,8 @@ def test_absorb_q_cuda_has_the_bits_of_the_three_steps(rng, s, h):
     weight, q = first_heads(absorb_weight, h), random_q(s, h, width=HEAD_DIM + ROPE_DIM)
     q_val, q_scale = OPS.quantize_q_nope(q[..., :HEAD_DIM])
     three_steps = OPS.bmm(q_val, q_scale, *weight, m=s).transpose(0, 1)
-    assert_same_bits(OPS.absorb_q(q[..., :HEAD_DIM], *weight), three_steps, "q_latent")
-    with_rope = OPS.absorb_q(q[..., :HEAD_DIM], *weight, q[..., HEAD_DIM:])
+    assert_same_bits(OPS.absorb_q(q[..., :HEAD_DIM], *weight, fp8_activations=True), three_steps, "q_latent")
+    with_rope = OPS.absorb_q(q[..., :HEAD_DIM], *weight, q[..., HEAD_DIM:], fp8_activations=True)
     assert_same_bits(with_rope[..., :LATENT], three_steps, "q_latent beside q_pe")
     assert_same_bits(with_rope[..., LATENT:], q[..., HEAD_DIM:], "q_pe")
 
@@ -45,40 +57,91 @@ def test_absorb_q_cuda_scales_every_amax_as_quantize_q_nope_does(rng):
     q = amax.unsqueeze(-1) * torch.rand(HEAD_DIM, device="cuda").bfloat16()
     q[..., 5] = amax
     q_val, q_scale = OPS.quantize_q_nope(q)
-    assert_same_bits(OPS.absorb_q(q, *weight), OPS.bmm(q_val, q_scale, *weight, m=len(q)).transpose(0, 1))
+    want = OPS.bmm(q_val, q_scale, *weight, m=len(q)).transpose(0, 1)
+    assert_same_bits(OPS.absorb_q(q, *weight, fp8_activations=True), want)
 
 
 @pytest.mark.parametrize("d,r", [(128, 128), (128, 256), (128, 384), (256, 128), (384, 512), (1536, 256)])
 def test_absorb_q_cuda_has_the_bits_of_the_three_steps_at_other_extents(rng, d, r):
     weight, q = random_weight(rng, 3, r, d, "cuda"), random_q(200, 3, width=d)
     q_val, q_scale = OPS.quantize_q_nope(q, zero_pad=False)
-    assert_same_bits(OPS.absorb_q(q, *weight), OPS.bmm(q_val, q_scale, *weight, m=200).transpose(0, 1))
+    want = OPS.bmm(q_val, q_scale, *weight, m=200).transpose(0, 1)
+    assert_same_bits(OPS.absorb_q(q, *weight, fp8_activations=True), want)
 
 
+@each_activations
+@pytest.mark.parametrize("s,h", [(1, 128), (2, 16), (7, 3), (63, 3), (65, 16), (129, 3), (257, 3), (1000, 2)])
+def test_products_cuda_have_the_bits_of_the_reference(rng, dtype, s, h, activations):
+    """The terms one after the other in one sum, the least first."""
+    absorb_weight, v_weight = (first_heads(make(rng), h) for make in (make_absorb_weight, make_v_weight))
+    q, o_latent = random_q(s, h, dtype, HEAD_DIM + ROPE_DIM), random_q(s, h, dtype, LATENT)
+    arguments = q[..., :HEAD_DIM], *absorb_weight, q[..., HEAD_DIM:]
+    want = reference_absorb_q(*arguments, activations=activations)
+    assert_same_bits(OPS.absorb_q(*arguments, **ACTIVATIONS[activations]), want, "q")
+    out_scale = torch.tensor(0.05, device="cuda")
+    want = reference_v_all(o_latent, v_weight, out_scale, activations)
+    for got, expected in zip(v_all(o_latent, v_weight, out_scale, activations), want, strict=True):
+        assert_same_bits(got, expected, "v")
+
+
+@each_activations
+@pytest.mark.parametrize("kind", strategies.KINDS)
+def test_products_cuda_have_the_bits_of_the_reference_for_rows_of_each_kind(rng, dtype, kind, activations):
+    absorb_weight, v_weight = (first_heads(make(rng), 3) for make in (make_absorb_weight, make_v_weight))
+    for op, wanted, weight, k in (
+        (OPS.absorb_q, reference.absorb_q, absorb_weight, HEAD_DIM),
+        (OPS.v_up, reference.v_up, v_weight, LATENT),
+    ):
+        x = strategies.rows_of_kind(kind, rng, 70 * 3, k, dtype).to(dtype).view(70, 3, k).cuda()
+        want = wanted(x, *weight, activations=activations, product=reference.tensor_core_product)
+        assert_same_bits(op(x, *weight, **ACTIVATIONS[activations]), want)
+
+
+@each_activations
+@pytest.mark.parametrize("d,r", [(128, 128), (256, 384), (384, 512), (1536, 256)])
+def test_absorb_q_cuda_has_the_bits_of_the_reference_at_other_extents(rng, dtype, d, r, activations):
+    weight, q = random_weight(rng, 3, r, d, "cuda"), random_q(70, 3, dtype, d)
+    want = reference_absorb_q(q, *weight, activations=activations)
+    assert_same_bits(OPS.absorb_q(q, *weight, **ACTIVATIONS[activations]), want)
+
+
+def test_absorb_q_cuda_splits_beside_every_amax(rng, dtype):
+    """Every number of the dtype as a row's amax, subnormals, Inf and NaN too."""
+    w_uk, w_uk_scale = make_absorb_weight(rng)
+    weight = w_uk[:, :HEAD_DIM], w_uk_scale[:, :1]
+    amax = torch.arange(2**15, dtype=torch.int16, device="cuda").view(dtype).view(-1, 128)
+    q = amax.unsqueeze(-1) * torch.rand(HEAD_DIM, device="cuda").to(dtype)
+    q[..., 5] = amax
+    assert_same_bits(OPS.absorb_q(q, *weight), reference_absorb_q(q, *weight, activations="exact"))
+
+
+@each_activations
 @pytest.mark.parametrize("e4m3", [False, True], ids=["same_dtype", "e4m3"])
-def test_absorb_q_cuda_batch_invariant(rng, dtype, e4m3):
+def test_absorb_q_cuda_batch_invariant(rng, dtype, e4m3, activations):
     """A row's bits do not depend on S, H, its position, or the tile and grid that these choose."""
     absorb_weight = make_absorb_weight(rng)
     out_scale = torch.tensor([0.03], device="cuda") if e4m3 else None
     q = random_q(max(BATCHES), 128, dtype, HEAD_DIM + ROPE_DIM)
     q_nope, q_pe = q[..., :HEAD_DIM], q[..., HEAD_DIM:]
-    whole = OPS.absorb_q(q_nope, *absorb_weight, q_pe, out_scale)
+    options = ACTIVATIONS[activations]
+    whole = OPS.absorb_q(q_nope, *absorb_weight, q_pe, out_scale, **options)
     for s in BATCHES:
         for h in HEADS:
             rows = slice(max(BATCHES) - s, None)
-            got = OPS.absorb_q(q_nope[rows, :h], *first_heads(absorb_weight, h), q_pe[rows, :h], out_scale)
+            got = OPS.absorb_q(q_nope[rows, :h], *first_heads(absorb_weight, h), q_pe[rows, :h], out_scale, **options)
             assert_same_bits(got, whole[rows, :h], f"S={s}, H={h}")
 
 
-def test_v_up_cuda_batch_invariant(rng, dtype):
+@each_activations
+def test_v_up_cuda_batch_invariant(rng, dtype, activations):
     v_weight = make_v_weight(rng)
     out_scale = torch.tensor([0.03], device="cuda")
     o_latent = random_q(max(BATCHES), 128, dtype, LATENT)
-    whole = v_all(o_latent, v_weight, out_scale)
+    whole = v_all(o_latent, v_weight, out_scale, activations)
     for s in BATCHES:
         for h in HEADS:
             rows = slice(max(BATCHES) - s, None)
-            got = v_all(o_latent[rows, :h], first_heads(v_weight, h), out_scale)
+            got = v_all(o_latent[rows, :h], first_heads(v_weight, h), out_scale, activations)
             for one, want in zip(got, whole, strict=True):
                 assert_same_bits(one, want[rows, :h], f"S={s}, H={h}")
 
@@ -100,7 +163,8 @@ def test_v_up_cuda_equals_bmm(rng):
     v_weight = make_v_weight(rng)
     o_latent = random_q(300, 128, width=LATENT)
     val, scale = OPS.quantize_q_nope(o_latent, m_alignment=1)
-    assert_same_bits(OPS.v_up(o_latent, *v_weight), OPS.bmm(val, scale, *v_weight).transpose(0, 1))
+    want = OPS.bmm(val, scale, *v_weight).transpose(0, 1)
+    assert_same_bits(OPS.v_up(o_latent, *v_weight, fp8_activations=True), want)
 
 
 @pytest.mark.parametrize("k", [128, 512, 640, 7168])
@@ -203,29 +267,32 @@ def test_v_up_cuda_writes_its_views_and_nothing_else(rng, dtype, s, row, offset)
     assert_untouched_outside(scale_buffer, scales)
 
 
+@each_activations
 @pytest.mark.parametrize("view", ["q_nope", "q_pe", "o_latent"])
 @pytest.mark.parametrize("start", [1, 2, 4, 8])
-def test_products_cuda_reads_unaligned_views(rng, dtype, view, start):
+def test_products_cuda_reads_unaligned_views(rng, dtype, view, start, activations):
     absorb_weight, v_weight = make_absorb_weight(rng), make_v_weight(rng)
-    s, h = 130, 16
+    s, h, options = 130, 16, ACTIVATIONS[activations]
     if view == "o_latent":
         o_latent = random_q(s, h, dtype, LATENT + 8)[..., start : start + LATENT]
         weight = first_heads(v_weight, h)
-        assert_same_bits(OPS.v_up(o_latent, *weight), OPS.v_up(o_latent.contiguous(), *weight))
+        want = OPS.v_up(o_latent.contiguous(), *weight, **options)
+        assert_same_bits(OPS.v_up(o_latent, *weight, **options), want)
         return
     q = random_q(s, h, dtype, HEAD_DIM + ROPE_DIM + 8)[..., start:]
     q_nope, q_pe = q[..., :HEAD_DIM], q[..., HEAD_DIM : HEAD_DIM + ROPE_DIM]
-    want = OPS.absorb_q(q_nope.contiguous(), *first_heads(absorb_weight, h), q_pe.contiguous())
+    want = OPS.absorb_q(q_nope.contiguous(), *first_heads(absorb_weight, h), q_pe.contiguous(), **options)
     if view == "q_nope":
         q_pe = q_pe.contiguous()
     else:
         q_nope = q_nope.contiguous()
-    assert_same_bits(OPS.absorb_q(q_nope, *first_heads(absorb_weight, h), q_pe), want)
+    assert_same_bits(OPS.absorb_q(q_nope, *first_heads(absorb_weight, h), q_pe, **options), want)
 
 
+@each_activations
 @pytest.mark.parametrize("s", [3, 70, 300])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
-def test_products_cuda_poison_stays_in_its_row(rng, dtype, s, poison):
+def test_products_cuda_poison_stays_in_its_row(rng, dtype, s, poison, activations):
     absorb_weight, v_weight = make_absorb_weight(rng), make_v_weight(rng)
     h = 16
     out_scale = torch.tensor(0.05, device="cuda")
@@ -235,17 +302,15 @@ def test_products_cuda_poison_stays_in_its_row(rng, dtype, s, poison):
     for i, (row, head) in enumerate(rows):
         bad_q[row, head, 41 * i] = poison
         bad_o[row, head, 200 * i] = poison
-    weights = first_heads(absorb_weight, h), first_heads(v_weight, h)
-    clean = [
-        OPS.absorb_q(q, *weights[0]),
-        OPS.absorb_q(q, *weights[0], None, out_scale),
-        *v_all(o_latent, weights[1], out_scale),
-    ]
-    got = [
-        OPS.absorb_q(bad_q, *weights[0]),
-        OPS.absorb_q(bad_q, *weights[0], None, out_scale),
-        *v_all(bad_o, weights[1], out_scale),
-    ]
+    weights, options = (first_heads(absorb_weight, h), first_heads(v_weight, h)), ACTIVATIONS[activations]
+    clean, got = (
+        [
+            OPS.absorb_q(q_nope, *weights[0], **options),
+            OPS.absorb_q(q_nope, *weights[0], None, out_scale, **options),
+            *v_all(o, weights[1], out_scale, activations),
+        ]
+        for q_nope, o in ((q, o_latent), (bad_q, bad_o))
+    )
     for one, want in zip(got, clean, strict=True):
         want = want.float()
         for row, head in rows:

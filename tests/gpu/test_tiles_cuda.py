@@ -1,11 +1,25 @@
-"""Every compiled tile that can run a problem gives the same bits: the choice of a configuration shows in time only."""
+"""Every compiled tile that can run a problem gives the same bits: the choice of a configuration shows in time only.
+
+They are the reference's, of both activations and both dtypes.
+"""
 
 import pytest
 import torch
-from cases import OPS
+from cases import ACTIVATIONS, OPS, each_activations
 from helpers import assert_same_bits
-from product_inputs import HEAD_DIM, LATENT, ROPE_DIM, first_heads, make_absorb_weight, make_v_weight, random_q
+from product_inputs import (
+    HEAD_DIM,
+    LATENT,
+    ROPE_DIM,
+    first_heads,
+    make_absorb_weight,
+    make_v_weight,
+    random_q,
+    reference_absorb_q,
+    reference_v_all,
+)
 
+from mla_fp8 import reference
 from mla_fp8.config import Op, forced_tile, tiles
 
 pytestmark = pytest.mark.gpu
@@ -17,8 +31,7 @@ def runnable(op, out_bytes):
     return [tile.symbol for tile in tiles() if tile.op == op and tile.out_bytes in (0, out_bytes)]
 
 
-def same_from_every_tile(symbols, call):
-    want = call()
+def same_from_every_tile(symbols, call, want):
     assert len(symbols) > 1
     for symbol in symbols:
         with forced_tile(symbol):
@@ -27,28 +40,38 @@ def same_from_every_tile(symbols, call):
             assert_same_bits(one, other, symbol)
 
 
+@each_activations
 @pytest.mark.parametrize("out_bytes", [2, 1])
 @pytest.mark.parametrize("rope_dim", [ROPE_DIM, 16, 128])
-def test_absorb_q_same_bits_from_every_tile(rng, out_bytes, rope_dim):
+def test_absorb_q_same_bits_from_every_tile(rng, dtype, out_bytes, rope_dim, activations):
     weight = first_heads(make_absorb_weight(rng), HEADS)
-    q = random_q(TOKENS, HEADS, width=HEAD_DIM + rope_dim)
+    q = random_q(TOKENS, HEADS, dtype, HEAD_DIM + rope_dim)
     out_scale = torch.tensor([0.03], device="cuda") if out_bytes == 1 else None
-    q_nope, q_pe = q[..., :HEAD_DIM], q[..., HEAD_DIM:]
-    same_from_every_tile(runnable(Op.absorb_q, out_bytes), lambda: [OPS.absorb_q(q_nope, *weight, q_pe, out_scale)])
+    arguments = q[..., :HEAD_DIM], *weight, q[..., HEAD_DIM:], out_scale
+    want = [reference_absorb_q(*arguments, activations=activations)]
+    call = lambda: [OPS.absorb_q(*arguments, **ACTIVATIONS[activations])]  # noqa: E731
+    same_from_every_tile(runnable(Op.absorb_q, out_bytes), call, want)
 
 
+@each_activations
 @pytest.mark.parametrize("out_bytes", [2, 1])
-def test_v_up_same_bits_from_every_tile(rng, out_bytes):
+def test_v_up_same_bits_from_every_tile(rng, dtype, out_bytes, activations):
     weight = first_heads(make_v_weight(rng), HEADS)
-    o_latent = random_q(TOKENS, HEADS, width=LATENT)
-    calls = {2: lambda: [OPS.v_up(o_latent, *weight)], 1: lambda: OPS.v_up_quantized(o_latent, *weight)}
-    same_from_every_tile(runnable(Op.v_up, out_bytes), calls[out_bytes])
+    o_latent, options = random_q(TOKENS, HEADS, dtype, LATENT), ACTIVATIONS[activations]
+    v, _, val, scale = reference_v_all(o_latent, weight, torch.ones(1, device="cuda"), activations)
+    calls = {
+        2: lambda: [OPS.v_up(o_latent, *weight, **options)],
+        1: lambda: OPS.v_up_quantized(o_latent, *weight, **options),
+    }
+    want = {2: [v], 1: [val.flatten(1), scale.squeeze(-1)]}
+    same_from_every_tile(runnable(Op.v_up, out_bytes), calls[out_bytes], want[out_bytes])
 
 
 def test_bmm_same_bits_from_every_tile(rng):
     weight = first_heads(make_absorb_weight(rng), HEADS)
     q_val, q_scale = OPS.quantize_q_nope(random_q(TOKENS, HEADS))
-    same_from_every_tile(runnable(Op.bmm, 2), lambda: [OPS.bmm(q_val, q_scale, *weight, m=TOKENS)])
+    want = [reference.bmm(q_val, q_scale, *weight, m=TOKENS, product=reference.tensor_core_product)]
+    same_from_every_tile(runnable(Op.bmm, 2), lambda: [OPS.bmm(q_val, q_scale, *weight, m=TOKENS)], want)
 
 
 def test_forced_tile_refuses_what_it_cannot_run(rng):

@@ -65,7 +65,7 @@ def runner(tmp_path_factory):
 
 
 class Program(torch.nn.Module):
-    """Every op, with and without optional arguments, and a writing overload into a view."""
+    """Every op, with and without optional arguments, in both modes, and a writing overload into a view."""
 
     def __init__(self, generator):
         super().__init__()
@@ -78,7 +78,7 @@ class Program(torch.nn.Module):
         q_nope, q_pe = q.split([128, 64], dim=-1)
         q_val, q_scale = mla_fp8.quantize_q_nope(q_nope)
         attention_q = q.new_empty(q.shape[0], q.shape[1], 576)
-        mla_fp8.absorb_q(q_nope, w_uk, w_uk_scale, out=attention_q[..., :512])
+        mla_fp8.absorb_q(q_nope, w_uk, w_uk_scale, activations="fp8", out=attention_q[..., :512])
         attention_q[..., 512:] = q_pe
         return (
             q_val,
@@ -87,7 +87,9 @@ class Program(torch.nn.Module):
             attention_q,
             mla_fp8.absorb_q(q_nope, w_uk, w_uk_scale, q_pe, self.out_scale),
             mla_fp8.v_up(o_latent, w_uv, w_uv_scale),
+            mla_fp8.v_up(o_latent, w_uv, w_uv_scale, activations="fp8"),
             *mla_fp8.v_up_quantized(o_latent, w_uv, w_uv_scale),
+            *mla_fp8.v_up_quantized(o_latent, w_uv, w_uv_scale, activations="fp8"),
         )
 
 

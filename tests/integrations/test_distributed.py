@@ -16,7 +16,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 RANKS = 2
 # Of mla_decode_tp.py: each rank's part is rounded to bf16 (1.7e-3 of the norm), each addition is, the whole layer is; 8
-# ranks make that 1.7e-3 * sqrt(9), and twice that leaves room for last bits that FP8 moves further.
+# ranks make that 1.7e-3 * sqrt(9), and twice that leaves room for last bits of q.
 MOST_ERROR = 1e-2
 SPLIT_BY_TOKEN = [case for case in CASES if case.op in ("absorb_q", "v_up", "v_up_quantized")]
 pytestmark = pytest.mark.xdist_group("distributed")  # one set of ranks, not one in every worker

@@ -1,4 +1,4 @@
-"""transformers' MLA models give the same with absorbed decoding: tokens in fp32, logits within FP8's noise."""
+"""transformers' MLA models give the same with absorbed decoding: tokens in fp32, logits within a mode's noise."""
 
 import copy
 import math
@@ -20,7 +20,10 @@ ALL_ABSORBED, ALL_EXPANDED = 10**6, 1  # prefill_threshold
 # were all attention would hand on all of it. The spread of these models, log-softmax over a row, is 0.37 and 0.21.
 LOGITS_SPREAD = 0.5
 FP8_LOGITS = FP8_FROBENIUS * math.sqrt((1 + LOGITS_SPREAD**2) * models.LAYERS)
-BF16_LOGITS = ROUNDING_FROBENIUS * math.sqrt(2 * 2 * models.LAYERS)  # two blocks a layer, in and out of each
+# Two blocks a layer, in and out of each. Exact activations add the rounding of q and of v, as plain products do.
+BF16_LOGITS = ROUNDING_FROBENIUS * math.sqrt(2 * 2 * models.LAYERS)
+LOGITS = {"exact": BF16_LOGITS, "fp8": FP8_LOGITS}
+each_mode = pytest.mark.parametrize("activations", LOGITS)
 
 
 def relative_error(got, want) -> float:
@@ -43,31 +46,31 @@ def fp8_model(tmp_path):
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("threshold", [2, ALL_ABSORBED], ids=["decode", "prefill_too"])
-def test_enable_exact_generates_the_same_tokens(exact_model, monkeypatch, cache, beams, threshold):
+def test_enable_unquantized_generates_the_same_tokens(exact_model, monkeypatch, cache, beams, threshold):
     options = {"num_beams": beams, **({"cache_implementation": "static"} if cache == "static" else {})}
     inputs = models.prompt()
     want = models.generate(exact_model, inputs, **options)
     assert len(want[:, 7:].unique()) > 8, "a model that repeats itself shows nothing"
     calls = models.absorbed_calls(monkeypatch)
-    with enabled(exact_model, projections="exact", prefill_threshold=threshold), calls as calls:
+    with enabled(exact_model, weights="unquantized", prefill_threshold=threshold), calls as calls:
         got = models.generate(exact_model, inputs, **options)
     assert torch.equal(got, want)
     assert calls == [7] * (models.LAYERS * (threshold > 7)) + [1] * (15 * models.LAYERS)
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
-def test_enable_exact_prefills_in_chunks(exact_model, monkeypatch, cache):
+def test_enable_unquantized_prefills_in_chunks(exact_model, monkeypatch, cache):
     inputs, options = models.prompt(), {"prefill_chunk_size": 3, "cache_implementation": cache}
     want = models.generate(exact_model, inputs, **options)
     calls = models.absorbed_calls(monkeypatch)
-    with enabled(exact_model, projections="exact", prefill_threshold=ALL_ABSORBED), calls as calls:
+    with enabled(exact_model, weights="unquantized", prefill_threshold=ALL_ABSORBED), calls as calls:
         got = models.generate(exact_model, inputs, **options)
     assert torch.equal(got, want)
     assert calls[: 3 * models.LAYERS] == [3] * (2 * models.LAYERS) + [1] * models.LAYERS
 
 
 @pytest.mark.parametrize("padding", [0, 3])
-def test_enable_exact_prefills_a_longer_static_cache(exact_model, padding):
+def test_enable_unquantized_prefills_a_longer_static_cache(exact_model, padding):
     """Without padding transformers passes no mask here: causal from the top left, and the cache is longer."""
     inputs = models.prompt(padding=padding)
 
@@ -75,7 +78,7 @@ def test_enable_exact_prefills_a_longer_static_cache(exact_model, padding):
         cache = StaticCache(exact_model.config, max_cache_len=19)
         return exact_model(**inputs, past_key_values=cache).logits[inputs["attention_mask"].bool()]
 
-    with torch.no_grad(), enabled(exact_model, projections="exact", prefill_threshold=ALL_ABSORBED):
+    with torch.no_grad(), enabled(exact_model, weights="unquantized", prefill_threshold=ALL_ABSORBED):
         got = prefill()
     with torch.no_grad():
         torch.testing.assert_close(got, prefill(), rtol=1e-4, atol=1e-4)
@@ -90,42 +93,53 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_enable_exact_runs_other_mla_models(family, monkeypatch):
+def test_enable_unquantized_runs_other_mla_models(family, monkeypatch):
     if not hasattr(models.transformers, family + "Config"):
         pytest.skip(f"not yet in transformers {models.transformers.__version__}")
     model, inputs = models.build(family, **{**TINY, **FAMILIES[family]}), models.prompt(batch=2)
     want = models.generate(model, inputs)
-    summary = enable(model, projections="exact", prefill_threshold=ALL_ABSORBED)
+    summary = enable(model, weights="unquantized", prefill_threshold=ALL_ABSORBED)
     with models.absorbed_calls(monkeypatch) as calls:
         got = models.generate(model, inputs)
     assert torch.equal(got, want) and not summary.skipped
     assert calls == [7] * len(summary.enabled) + [1] * (15 * len(summary.enabled))
 
 
+@each_mode
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_enable_fp8_logits_within_the_noise(fp8_model, dtype):
+def test_enable_logits_within_the_noise(fp8_model, dtype, activations):
     exact, model, checkpoint = fp8_model
     model, inputs = model.to(dtype), models.prompt()
     want = models.logits(exact, inputs)
     assert relative_error(models.logits(model, inputs), want) < BF16_LOGITS
-    enable(model, checkpoint=checkpoint, prefill_threshold=ALL_ABSORBED)
+    enable(model, activations=activations, checkpoint=checkpoint, prefill_threshold=ALL_ABSORBED)
     error = relative_error(models.logits(model, inputs), want)
-    assert BF16_LOGITS < error < FP8_LOGITS
+    assert error < LOGITS[activations] and (error > BF16_LOGITS) == (activations == "fp8")
     models.attentions(model)[0].mla_fp8.w_uv_scale[1] *= 2  # one head of four
     assert relative_error(models.logits(model, inputs), want) > FP8_LOGITS
 
 
-def test_enable_fp8_decodes_within_the_noise(fp8_model, monkeypatch):
+def test_enable_is_exact_unless_told(fp8_model):
+    _, model, checkpoint = fp8_model
+    results, inputs = [], models.prompt()
+    for options in ({}, {"activations": "exact"}, {"activations": "fp8"}):
+        with enabled(model, checkpoint=checkpoint, prefill_threshold=ALL_ABSORBED, **options):
+            results.append(models.logits(model, inputs))
+    assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
+
+
+@each_mode
+def test_enable_decodes_within_the_noise(fp8_model, monkeypatch, activations):
     exact, model, checkpoint = fp8_model
     inputs = models.prompt(padding=0)
     want = models.logits(exact, inputs).unflatten(0, (3, 7))[:, 4:]
-    enable(model, checkpoint=checkpoint)
+    enable(model, activations=activations, checkpoint=checkpoint)
     cache, got = StaticCache(model.config, max_cache_len=9), []
     with torch.no_grad(), models.absorbed_calls(monkeypatch) as calls:
         for span in (slice(0, 4), slice(4, 5), slice(5, 6), slice(6, 7)):
             got.append(model(inputs["input_ids"][:, span], past_key_values=cache).logits[:, -1].float())
     assert calls[-2 * 3 :] == [1] * 6
-    assert relative_error(torch.stack(got[1:], 1), want) < FP8_LOGITS
+    assert relative_error(torch.stack(got[1:], 1), want) < LOGITS[activations]
 
 
 def test_enable_fp8_expanded_prefill_has_no_fp8_noise(fp8_model, monkeypatch):
@@ -154,7 +168,7 @@ def test_enable_fp8_reads_the_checkpoint_raw(tmp_path):
     assert summary.memory_bytes == held
 
 
-@pytest.mark.parametrize("threshold, bound", [(ALL_ABSORBED, FP8_LOGITS), (ALL_EXPANDED, ROUNDING_FROBENIUS)])
+@pytest.mark.parametrize("threshold, bound", [(ALL_ABSORBED, BF16_LOGITS), (ALL_EXPANDED, ROUNDING_FROBENIUS)])
 def test_enable_fp8_runs_fp8_linear_without_its_kernels(monkeypatch, threshold, bound):
     monkeypatch.setattr(FP8Linear, "forward", lambda *_: pytest.fail("FP8Linear would fetch kernels from a hub"))
     dequantized, inputs = models.build(**models.DENSE), models.prompt()
@@ -181,10 +195,12 @@ def test_enable_under_autograd_runs_expanded():
     assert models.attentions(model)[0].kv_b_proj.weight.grad.norm() > 0
 
 
-@pytest.mark.parametrize("projections", ["fp8", "exact"])
-def test_enable_compiled_decode_step(projections):
+@pytest.mark.parametrize(
+    "options", [{"activations": "exact"}, {"activations": "fp8"}, {"weights": "unquantized"}], ids=str
+)
+def test_enable_compiled_decode_step(options):
     model = models.build(**models.DENSE).bfloat16()
-    enable(model, projections=projections)
+    enable(model, **options)
     ids, results = models.prompt(padding=0)["input_ids"], []
     for step in (model, torch.compile(model, backend="aot_eager", fullgraph=True)):
         cache = StaticCache(model.config, max_cache_len=9)
@@ -208,14 +224,15 @@ def test_absorbed_is_cheaper_for_few_queries(device, lasts_absorbed):
 
 
 @pytest.mark.gpu
+@each_mode
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
-def test_enable_then_move_to_a_gpu(fp8_model, cache):
+def test_enable_then_move_to_a_gpu(fp8_model, cache, activations):
     exact, model, checkpoint = fp8_model
-    enable(model, checkpoint=checkpoint, prefill_threshold=ALL_ABSORBED)
+    enable(model, activations=activations, checkpoint=checkpoint, prefill_threshold=ALL_ABSORBED)
     inputs = models.prompt()
     want = models.logits(exact, inputs)
     model, inputs = model.cuda(), {name: tensor.cuda() for name, tensor in inputs.items()}
-    assert relative_error(models.logits(model, inputs).cpu(), want) < FP8_LOGITS
+    assert relative_error(models.logits(model, inputs).cpu(), want) < LOGITS[activations]
     options = {"cache_implementation": "static"} if cache == "static" else {}
     assert models.generate(model, inputs, **options).shape == (3, 23)
     disable(model)

@@ -51,7 +51,7 @@ def test_summary_names_layers_and_counts_bytes(model):
     assert summary.enabled == ("model.layers.0.self_attn", "model.layers.1.self_attn") and summary.skipped == {}
     assert summary.memory_bytes == models.LAYERS * models.HEADS * (256 * 512 + 2 * 4 * 4)
     disable(model)
-    assert enable(model, projections="exact").memory_bytes == 0
+    assert enable(model, weights="unquantized").memory_bytes == 0
 
 
 def test_summary_says_why_a_layer_is_skipped(model, inputs, monkeypatch):
@@ -121,9 +121,10 @@ def test_the_name_without_enable_is_sdpa_with_one_warning(model, inputs):
     ]
 
 
-def test_a_copy_is_enabled_on_its_own(model, inputs, monkeypatch):
+@pytest.mark.parametrize("activations", ["exact", "fp8"])
+def test_a_copy_is_enabled_on_its_own(model, inputs, monkeypatch, activations):
     before = models.logits(model, inputs)
-    enable(model, prefill_threshold=ALL_ABSORBED)
+    enable(model, activations=activations, prefill_threshold=ALL_ABSORBED)
     twin, absorbed = copy.deepcopy(model), models.logits(model, inputs)
     disable(model)
     assert torch.equal(models.logits(model, inputs), before)
@@ -177,16 +178,24 @@ def indexer(model, monkeypatch):
     return {}, model
 
 
+UNQUANTIZED = {"weights": "unquantized"}
 FAULTS = {
     old_transformers: "enable: transformers must be 5.15 or later, got 5.14.1",
     already: r"enable: model must not be enabled \(disable it first\), got model.layers.0.self_attn, enabled",
     indexer: "enable: model must attend to all tokens, got model.layers.1.self_attn, which has an indexer",
     bad_head_dim: "have an MLA layer that can be enabled, got .*v_head_dim must be a multiple of 128",
-    lambda model, _: ({}, model.float()): "that can be enabled, got .*weight is torch.float32; 'fp8' takes bfloat16",
+    lambda model, _: ({}, model.float()): "enabled, got .*is torch.float32; weights='fp8' takes bfloat16",
     lambda *_: ({}, models.build("Llama").bfloat16()): "that can be enabled, got .*has no latent cache: not MLA",
     lambda *_: ({}, torch.nn.Linear(2, 2)): "enable: model must have an MLA layer that can be enabled, got Linear",
-    lambda m, _: ({"projections": "int4"}, m): "enable: projections must be 'fp8' or 'exact', got 'int4'",
-    lambda m, _: ({"projections": "exact", "checkpoint": "x"}, m): "enable: checkpoint must be None with 'exact'",
+    lambda m, _: ({"activations": "int4"}, m): "enable: activations must be 'exact' or 'fp8', got 'int4'",
+    lambda m, _: ({"weights": "bf16"}, m): "enable: weights must be 'fp8' or 'unquantized', got 'bf16'",
+    lambda m, _: ({**UNQUANTIZED, "checkpoint": "x"}, m): "enable: checkpoint must be None with 'unquantized', got 'x'",
+    lambda m, _: (
+        {**UNQUANTIZED, "activations": "fp8"},
+        m,
+    ): "activations must be 'exact' with 'unquantized', got 'fp8'",
+    lambda m, _: ({"projections": "fp8"}, m): r"left out \(write activations='fp8' for 'fp8' and .*\), got 'fp8'",
+    lambda m, _: ({"projections": "exact"}, m): r"and weights='unquantized' for 'exact'\), got 'exact'",
     lambda m, _: ({"prefill_threshold": 0}, m): "enable: prefill_threshold must be an integer >= 1, got 0",
     lambda m, _: ({"checkpoint": "/nowhere"}, m): "directory must be an existing directory, got '/nowhere'",
 }

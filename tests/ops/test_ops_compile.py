@@ -150,7 +150,8 @@ class Decode(torch.nn.Module):
         OPS.absorb_q.out(q_nope, w_uk, w_uk_scale, q_out=attention_q[..., :512])
         attention_q[..., 512:] = q_pe
         v_val, v_scale = OPS.v_up_quantized(o_latent, w_uv, w_uv_scale)
-        return published, attention_q, v_val, v_scale, OPS.v_up(o_latent, w_uv, w_uv_scale)
+        v_of_fp8 = OPS.v_up(o_latent, w_uv, w_uv_scale, fp8_activations=True)
+        return published, attention_q, v_val, v_scale, OPS.v_up(o_latent, w_uv, w_uv_scale), v_of_fp8
 
 
 def decode_arguments(rng, s, device):

@@ -1,7 +1,7 @@
 """Any call of any op, as hypothesis draws it, against the reference: as many as `--fuzz-cases` says.
 
-Op, extents, strides, dtypes, kinds of values, options, views to write into, and on a GPU the stream or graph are drawn.
-What a failure taught is a test with a name at the end.
+Op, extents, strides, dtypes, kinds of values, activations, options, views to write into, and on a GPU the stream or
+graph are drawn. What a failure taught is a test with a name at the end.
 """
 
 import calls
@@ -63,7 +63,7 @@ def test_absorb_q_has_the_bits_of_bmm_for_any_input(device, data, q_nope):
     s, h, d = q_nope.shape
     weight = [calls.on(device, x) for x in data.draw(strategies.weights(h, d))]
     want = OPS.bmm(*OPS.quantize_q_nope(q_nope), *weight, m=s).transpose(0, 1)
-    assert_same_bits(OPS.absorb_q(q_nope, *weight), want)
+    assert_same_bits(OPS.absorb_q(q_nope, *weight, fp8_activations=True), want)
 
 
 @on_each_device

@@ -5,9 +5,11 @@ import copy
 import helpers
 import pytest
 import torch
-from cases import each_case
+from cases import CASE, OF_ACTIVATIONS, each_case
 
 import mla_fp8
+
+EXACT = {"activations": "exact"}
 
 
 def snapshot(arguments):
@@ -68,10 +70,16 @@ def test_op_takes_any_stride_where_an_extent_is_1(rng, device, case, stride):
         helpers.assert_same_bits(view, expected)
 
 
+def public(arguments):
+    """The arguments by the names of the public functions."""
+    given = dict(arguments)
+    return given | ({"activations": "fp8"} if given.pop("fp8_activations", False) else {})
+
+
 @each_case
 def test_op_public_function_calls_the_op(rng, device, case):
     arguments = case.arguments(rng, 7, 3, device=device)
-    results = getattr(mla_fp8, case.op)(**arguments)
+    results = getattr(mla_fp8, case.op)(**public(arguments))
     results = results if isinstance(results, tuple) else (results,)
     for got, want in zip(results, case.call(arguments), strict=True):
         helpers.assert_same_bits(got, want)
@@ -83,9 +91,19 @@ def test_op_public_function_writes_into_out(rng, device, case):
     results = case.call(arguments)
     views, _ = case.out_views(results)
     out = tuple(views.values()) if len(views) > 1 else next(iter(views.values()))
-    assert getattr(mla_fp8, case.op)(**arguments, out=out) is out
+    assert getattr(mla_fp8, case.op)(**public(arguments), out=out) is out
     for view, want in zip(views.values(), results, strict=True):
         helpers.assert_same_bits(view, want)
+
+
+@pytest.mark.parametrize("op", OF_ACTIVATIONS)
+def test_op_public_function_keeps_activations_exact(rng, device, op):
+    """By default; and the two differ."""
+    arguments = CASE[op].arguments(rng, 7, 3, device=device)
+    default, exact, fp8 = (getattr(mla_fp8, op)(**arguments, **o) for o in ({}, EXACT, {"activations": "fp8"}))
+    first = (lambda results: results[0]) if isinstance(default, tuple) else (lambda results: results)
+    helpers.assert_same_bits(first(default), first(exact))
+    assert not torch.equal(helpers.bits(first(default)), helpers.bits(first(fp8)))
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])

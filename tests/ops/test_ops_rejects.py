@@ -6,8 +6,10 @@ import re
 import helpers
 import pytest
 import torch
-from cases import CASE, CASES, each_case
+from cases import CASE, CASES, OF_ACTIVATIONS, each_case
 from faults import FAULTS, with_grad
+
+import mla_fp8
 
 IDS = [str(fault) for fault in FAULTS]
 DEVICE_FAULTS = [fault for fault in FAULTS if fault.name == "on_another_device"]
@@ -102,9 +104,23 @@ def test_op_library_rejects_a_device_mix_without_python_fakes(rng, fault):
 
 
 def test_op_faults_cover_every_argument():
+    booleans = {"zero_pad", "fp8_activations"}
     for case in {case.op: case for case in CASES}.values():
-        names = {argument.name for argument in case.functional._schema.arguments} - {"zero_pad"}
+        names = {argument.name for argument in case.functional._schema.arguments} - booleans
         assert names == {fault.argument for fault in FAULTS if fault.case.split("-")[0] == case.op}
+
+
+@pytest.mark.parametrize("activations", ["bf16", "", None, True])
+@pytest.mark.parametrize("op", OF_ACTIVATIONS)
+def test_op_rejects_other_activations(rng, device, op, activations):
+    arguments = CASE[op].arguments(rng, 7, 3, device=device)
+    views, buffers = CASE[op].out_views(CASE[op].call(arguments))
+    out = tuple(views.values()) if len(views) > 1 else next(iter(views.values()))
+    rule = re.escape(f"{op}: activations must be 'exact' or 'fp8', got {activations!r}")
+    for options in ({}, {"out": out}):
+        assert_rejected(lambda o=options: getattr(mla_fp8, op)(**arguments, activations=activations, **o), rule)
+    for buffer in buffers:
+        helpers.assert_untouched_outside(buffer)
 
 
 def test_op_faults_are_many():

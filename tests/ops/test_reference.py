@@ -61,12 +61,13 @@ def test_reference_dequantizes_within_the_format_error(rng):
     assert ((val.double() * step - x.double()).abs() <= bound).all()
 
 
+@pytest.mark.parametrize("activations", ["exact", "fp8"])
 @pytest.mark.parametrize("name", ["absorb_q", "absorb_q-pe", "v_up"])
-def test_reference_product_is_the_sum_written_out(rng, dtype, name):
+def test_reference_product_is_the_sum_written_out(rng, dtype, name, activations):
     arguments = CASE[name].arguments(rng, 2, 2, dtype)
     x, w, w_scale, *rest = arguments.values()
-    val, scale = reference.quantize(x)
-    got = getattr(reference, name.split("-")[0])(**arguments)
+    val, scale = reference.quantize(x) if activations == "fp8" else (x, torch.ones(2, 2, x.shape[2] // 128))
+    got = getattr(reference, name.split("-")[0])(**arguments, activations=activations)
     for s, h, n in [(0, 0, 0), (1, 1, 127), (1, 0, 77)]:
         total = math.fsum(
             val[s, h, k].item()
@@ -84,7 +85,7 @@ def test_reference_bmm_is_absorb_q_by_heads(rng):
     arguments = CASE["absorb_q"].arguments(rng, 9, 3)
     q_nope, *weight = arguments.values()
     got = reference.bmm(*reference.quantize_q_nope(q_nope), *weight, m=9).transpose(0, 1)
-    helpers.assert_same_bits(got, reference.absorb_q(**arguments))
+    helpers.assert_same_bits(got, reference.absorb_q(**arguments, activations="fp8"))
 
 
 # Factors of products by their place in a block; those of the one product that the next block takes away; what is left.
@@ -157,31 +158,35 @@ def test_reference_and_kernels_round_the_product_of_scales(device):
     helpers.assert_same_bits(OPS.bmm(a, a_scale, b, b_scale), got)
 
 
+@pytest.mark.parametrize("activations", ["exact", "fp8"])
 @pytest.mark.parametrize("s", [0, 1, 65])
-def test_reference_tensor_core_product_is_near_the_exact_one(rng, monkeypatch, s):
+def test_reference_tensor_core_product_is_near_the_exact_one(rng, dtype, monkeypatch, s, activations):
     w, w_scale = helpers.random_weight(rng, 3, 256, 512)
-    quantized = reference.quantize(helpers.randn(rng, s, 3, 512))
-    got = reference.tensor_core_product(*quantized, w, w_scale)
-    helpers.assert_frobenius(got, reference.exact_product(*quantized, w, w_scale), 2e-4)
+    x = reference.keep_or_quantize(helpers.randn(rng, s, 3, 512, dtype=dtype), activations)
+    got = reference.tensor_core_product(*x, w, w_scale)
+    helpers.assert_frobenius(got, reference.exact_product(*x, w, w_scale), 2e-4)
     monkeypatch.setattr(reference, "MOST_ADDENDS", 100_000)  # a few rows at a time
-    helpers.assert_same_bits(reference.tensor_core_product(*quantized, w, w_scale), got)
+    helpers.assert_same_bits(reference.tensor_core_product(*x, w, w_scale), got)
 
 
+@pytest.mark.parametrize("activations", ["exact", "fp8"])
 @settings(max_examples=25)
 @given(data=st.data(), x=strategies.activations())
-def test_reference_tensor_core_product_is_near_the_exact_one_for_any_input(data, x):
+def test_reference_tensor_core_product_is_near_the_exact_one_for_any_input(activations, data, x):
     """A step cuts 33 addends and their sum, each by less than 2^-13 of the largest, or of 2^-6 times a factor."""
-    val, scale = reference.quantize(x[:9])
+    x, x_scale = reference.keep_or_quantize(x[:9], activations)
     w, w_scale = data.draw(strategies.weights(x.shape[1], x.shape[2], n=128))
+    val, scale = reference.split(x) if x_scale is None else (x.unsqueeze(0), x_scale)
     a, b = (codes.double().abs().nan_to_num(0).unflatten(-1, (-1, 128)) for codes in (val, w))
-    terms = torch.einsum("shgk,hngk->shng", a, b)
-    largest = torch.einsum("shg,hng->shng", *(factors.amax(-1).clamp(min=2**-6) for factors in (a, b)))
+    terms = torch.einsum("tshgk,hngk->shng", a, b)
+    largest = torch.einsum("shg,hng->shng", *(factors.amax(-1).clamp(min=2**-6) for factors in (a.amax(0), b)))
     scales = (scale.double()[:, :, None] * w_scale.double().repeat_interleave(128, 1)).abs().nan_to_num(0, math.inf)
-    cut = 4 * 34 * 2**-13 * torch.maximum(terms, largest)
-    error = ((cut + terms * 2**-20) * scales + (terms + 1) * 2**-149).sum(-1)  # and fp32's roundings, also below 2^-126
+    cut = len(val) * 4 * 34 * 2**-13 * torch.maximum(terms, largest)
+    split = 2**-10 * b.sum(-1) * (x_scale is None)
+    error = ((cut + split + terms * 2**-20) * scales + (terms + 1) * 2**-149).sum(-1)  # fp32's roundings too
     may_overflow = (torch.maximum(terms, torch.ones_like(terms)) * scales).sum(-1) > torch.finfo(torch.float32).max
-    got = reference.tensor_core_product(val, scale, w, w_scale)
-    want = reference.exact_product(val, scale, w, w_scale)
+    got = reference.tensor_core_product(x, x_scale, w, w_scale)
+    want = reference.exact_product(x, x_scale, w, w_scale)
     helpers.assert_rounded(got, want, torch.where(may_overflow, math.inf, error), lambda x: x.float())
 
 

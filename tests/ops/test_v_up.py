@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from cases import OPS, each_shape
+from cases import ACTIVATIONS, OPS, each_activations, each_shape, each_shape_and_activations
 from helpers import (
     CALC_DIFF,
     E4M3,
+    EXACT_FROBENIUS,
     FP8_FROBENIUS,
     FP8_TWICE_FROBENIUS,
     ROUNDING_FROBENIUS,
@@ -30,9 +31,9 @@ from mla_fp8 import reference
 v_up = OPS.v_up
 
 
-def assert_matches_reference(o_latent, weight, out_scale=None):
-    got = v_up(o_latent, *weight, out_scale)
-    sums, error = reference_product(*reference.quantize(o_latent), *weight)
+def assert_matches_reference(o_latent, weight, out_scale=None, activations="exact"):
+    got = v_up(o_latent, *weight, out_scale, **ACTIVATIONS[activations])
+    sums, error = reference_product(*reference.keep_or_quantize(o_latent, activations), *weight)
     if out_scale is None:
         assert_rounded(got, sums, error, lambda x: x.to(o_latent.dtype))
     else:
@@ -40,10 +41,11 @@ def assert_matches_reference(o_latent, weight, out_scale=None):
     return got, sums
 
 
-@each_shape
-def test_v_up_matches_reference(rng, device, dtype, s, h):
+@each_shape_and_activations
+def test_v_up_matches_reference(rng, device, dtype, s, h, activations):
     o_latent = randn(rng, s, h, 512, dtype=dtype, device=device)
-    got, sums = assert_matches_reference(o_latent, random_weight(rng, h, 128, 512, device))
+    weight = random_weight(rng, h, 128, 512, device)
+    got, sums = assert_matches_reference(o_latent, weight, activations=activations)
     assert_frobenius(got, sums, ROUNDING_FROBENIUS)
 
 
@@ -71,45 +73,51 @@ def test_v_up_has_the_bits_of_bmm(rng, device, s, h):
     o_latent = randn(rng, s, h, 512, dtype=torch.bfloat16, device=device)
     weight = random_weight(rng, h, 128, 512, device)
     want = OPS.bmm(*OPS.quantize_q_nope(o_latent), *weight, m=s).transpose(0, 1)
-    assert_same_bits(v_up(o_latent, *weight), want)
+    assert_same_bits(v_up(o_latent, *weight, fp8_activations=True), want)
 
 
+@each_activations
 @pytest.mark.parametrize("fp8", [False, True])
-def test_v_up_is_near_exact_arithmetic(rng, device, dtype, fp8):
+def test_v_up_is_near_exact_arithmetic(rng, device, dtype, fp8, activations):
     o_latent = randn(rng, 64, 8, 512, dtype=dtype, device=device)
     weight = random_weight(rng, 8, 128, 512, device)
     want = torch.einsum("shr,hvr->shv", o_latent.double(), reference.dequantize_blocks(*weight))
     if fp8:
         out_scale = torch.tensor([0.04], device=device)
-        got = v_up(o_latent, *weight, out_scale).double() * out_scale.double()
+        got = v_up(o_latent, *weight, out_scale, **ACTIVATIONS[activations]).double() * out_scale.double()
     else:
-        got = v_up(o_latent, *weight)
-    assert_frobenius(got, want, FP8_TWICE_FROBENIUS if fp8 else FP8_FROBENIUS)
+        got = v_up(o_latent, *weight, **ACTIVATIONS[activations])
+    bounds = (EXACT_FROBENIUS[dtype], FP8_FROBENIUS, FP8_TWICE_FROBENIUS)  # by how many of the two are FP8
+    assert_frobenius(got, want, bounds[fp8 + (activations == "fp8")])
     assert calc_diff(got, want) < CALC_DIFF
 
 
-def test_v_up_scales_every_group_by_itself(rng, device, dtype):
+@each_activations
+def test_v_up_scales_every_group_by_itself(rng, device, dtype, activations):
     o_latent = randn(rng, 33, 3, 512, dtype=dtype, device=device)
     o_latent *= (10 ** (rand(rng, 33, 3, 4, device=device) * 3 - 2)).repeat_interleave(128, -1).to(dtype)
     w_uv, w_uv_scale = random_weight(rng, 3, 256, 512, device)
-    assert_matches_reference(o_latent, (w_uv, w_uv_scale * 10 ** (rand(rng, 3, 2, 4, device=device) * 3 - 2)))
+    weight = w_uv, w_uv_scale * 10 ** (rand(rng, 3, 2, 4, device=device) * 3 - 2)
+    assert_matches_reference(o_latent, weight, activations=activations)
 
 
+@each_activations
 @pytest.mark.parametrize("magnitude", [0.0, 1e-38, 1e-7, 3e-5, 6e4])
-def test_v_up_matches_reference_at_any_magnitude(rng, device, dtype, magnitude):
+def test_v_up_matches_reference_at_any_magnitude(rng, device, dtype, magnitude, activations):
     o_latent = ((rand(rng, 17, 2, 512) * 2 - 1) * magnitude).to(device, dtype)
-    assert_matches_reference(o_latent, random_weight(rng, 2, 128, 512, device))
+    assert_matches_reference(o_latent, random_weight(rng, 2, 128, 512, device), activations=activations)
 
 
+@each_activations
 @pytest.mark.parametrize("fp8", [False, True])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_v_up_row_that_is_not_finite_poisons_itself_only(rng, device, dtype, value, fp8):
+def test_v_up_row_that_is_not_finite_poisons_itself_only(rng, device, dtype, value, fp8, activations):
     clean = randn(rng, 9, 3, 512, dtype=dtype, device=device)
     weight = random_weight(rng, 3, 128, 512, device)
     dirty = clean.clone()
     dirty[4, 1, 300] = value
     out_scale = torch.tensor([0.01], device=device) if fp8 else None
-    got, want = (v_up(o, *weight, out_scale) for o in (dirty, clean))
+    got, want = (v_up(o, *weight, out_scale, **ACTIVATIONS[activations]) for o in (dirty, clean))
     assert got[4, 1].float().isnan().all()
     got[4, 1] = want[4, 1]
     assert_same_bits(got, want, "other rows")

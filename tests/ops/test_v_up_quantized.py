@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from cases import OPS, each_shape
+from cases import ACTIVATIONS, OPS, each_activations, each_shape_and_activations
 from helpers import (
     CALC_DIFF,
     E4M3,
+    FP8_FROBENIUS,
     FP8_TWICE_FROBENIUS,
     ROW_LAYOUTS,
     assert_frobenius,
@@ -25,10 +26,10 @@ from mla_fp8 import reference
 v_up_quantized = OPS.v_up_quantized
 
 
-def assert_matches_reference(o_latent, weight):
+def assert_matches_reference(o_latent, weight, activations="exact"):
     s, h, _ = o_latent.shape
-    val, scale = v_up_quantized(o_latent, *weight)
-    sums, error = reference_product(*reference.quantize(o_latent), *weight)
+    val, scale = v_up_quantized(o_latent, *weight, **ACTIVATIONS[activations])
+    sums, error = reference_product(*reference.keep_or_quantize(o_latent, activations), *weight)
     amax, amax_error = sums.abs().amax(-1), error.amax(-1)
 
     def scale_of(amax):
@@ -40,10 +41,10 @@ def assert_matches_reference(o_latent, weight):
     assert_rounded(val.view(s, h, 128), sums, error, rounding, "v_val")
 
 
-@each_shape
-def test_v_up_quantized_matches_reference(rng, device, dtype, s, h):
+@each_shape_and_activations
+def test_v_up_quantized_matches_reference(rng, device, dtype, s, h, activations):
     o_latent = randn(rng, s, h, 512, dtype=dtype, device=device)
-    assert_matches_reference(o_latent, random_weight(rng, h, 128, 512, device))
+    assert_matches_reference(o_latent, random_weight(rng, h, 128, 512, device), activations)
 
 
 @pytest.mark.parametrize("r", [128, 256, 384, 7168])
@@ -61,13 +62,14 @@ def test_v_up_quantized_strides_are_as_documented(rng, device, dtype, s, h):
     assert scale.shape == (s, h) and scale.dtype == torch.float32 and scale.stride() == (1, -(-s // 4) * 4)
 
 
-def test_v_up_quantized_is_near_exact_arithmetic(rng, device, dtype):
+@each_activations
+def test_v_up_quantized_is_near_exact_arithmetic(rng, device, dtype, activations):
     o_latent = randn(rng, 64, 8, 512, dtype=dtype, device=device)
     weight = random_weight(rng, 8, 128, 512, device)
     want = torch.einsum("shr,hvr->shv", o_latent.double(), reference.dequantize_blocks(*weight))
-    val, scale = v_up_quantized(o_latent, *weight)
+    val, scale = v_up_quantized(o_latent, *weight, **ACTIVATIONS[activations])
     got = val.double().view(64, 8, 128) * scale.double().unsqueeze(-1)
-    assert_frobenius(got, want, FP8_TWICE_FROBENIUS)
+    assert_frobenius(got, want, FP8_FROBENIUS if activations == "exact" else FP8_TWICE_FROBENIUS)
     assert calc_diff(got, want) < CALC_DIFF
 
 
@@ -88,13 +90,15 @@ def test_v_up_quantized_scale_of_a_zero_row_is_the_floor(rng, device, dtype):
     assert (val.float() == 0).all()
 
 
+@each_activations
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_v_up_quantized_row_that_is_not_finite_poisons_itself_only(rng, device, dtype, value):
+def test_v_up_quantized_row_that_is_not_finite_poisons_itself_only(rng, device, dtype, value, activations):
     clean = randn(rng, 9, 3, 512, dtype=dtype, device=device)
     weight = random_weight(rng, 3, 128, 512, device)
     dirty = clean.clone()
     dirty[4, 1, 300] = value
-    (val, scale), (want_val, want_scale) = (v_up_quantized(o, *weight) for o in (dirty, clean))
+    options = ACTIVATIONS[activations]
+    (val, scale), (want_val, want_scale) = (v_up_quantized(o, *weight, **options) for o in (dirty, clean))
     assert val[4, 128:256].float().isnan().all() and scale[4, 1].isnan()
     val[4, 128:256], scale[4, 1] = want_val[4, 128:256], want_scale[4, 1]
     assert_same_bits(val, want_val, "v_val of other rows")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import strategies
 import torch
-from cases import OPS
+from cases import ACTIVATIONS, OPS
 from helpers import POISON, SUM_ERROR, assert_rounded, assert_same_bits, reference_product
 from hypothesis import strategies as st
 
@@ -52,14 +52,18 @@ def on(device, x):
     return there.as_strided(x.shape, x.stride(), x.storage_offset())
 
 
-def product(val, scale, w, w_scale):
-    """What `reference_product` gives of quantized rows, the error infinite where a CPU's fp32 sum may overflow."""
-    sums, error = reference_product(val, scale, w, w_scale)
-    if val.is_cuda:
+def product(x, x_scale, w, w_scale):
+    """What `reference_product` gives, the error infinite where a CPU's fp32 sum may overflow."""
+    sums, error = reference_product(x, x_scale, w, w_scale)
+    if x.is_cuda:
         return sums, error
-    scales = torch.einsum("shp,hnp->shnp", scale.double().abs(), w_scale.double().abs()).nan_to_num(0, 0)
-    terms = val.double().nan_to_num(0).abs().sum(-1).unsqueeze(-1) * torch.finfo(w.dtype).max + val.shape[-1]
-    error = error + terms * FP32_SUBNORMAL
+    if x_scale is None:  # each group times a power of two near this one
+        x_scale = reference.split(x)[1]
+        error = error + x.shape[-1] * FP32_SUBNORMAL
+    else:
+        terms = x.double().nan_to_num(0).abs().sum(-1).unsqueeze(-1) * torch.finfo(w.dtype).max + x.shape[-1]
+        error = error + terms * FP32_SUBNORMAL
+    scales = torch.einsum("shp,hnp->shnp", x_scale.double().abs(), w_scale.double().abs()).nan_to_num(0, 0)
     overflow = (error > FP32_MAX * SUM_ERROR["cpu"]) | (scales.amax(-1) > FP32_MAX).repeat_interleave(128, -1)
     return sums, torch.where(overflow, INF, error)
 
@@ -113,14 +117,15 @@ def one_kernel(draw, device, op, names, rope):
         arguments["q_pe"] = pe = on(device, strategies.lay_out(draw, pe))
     if out_scale is not None:
         arguments["out_scale"] = out_scale
+    activations = draw(st.sampled_from(list(ACTIVATIONS)))
 
     def check(got):
-        sums, error = product(*reference.quantize(x), w, w_scale)
+        sums, error = product(*reference.keep_or_quantize(x, activations), w, w_scale)
         if rope:
             sums, error = torch.cat([sums, pe.double()], -1), torch.nn.functional.pad(error, (0, rope))
         assert_rounded(got, sums, error, rounding_to(x.dtype, out_scale))
 
-    return Call(op, arguments, check)
+    return Call(op, arguments, check, ACTIVATIONS[activations])
 
 
 def absorb_q(draw, device):
@@ -136,9 +141,10 @@ def v_up_quantized(draw, device):
     x = on(device, draw(strategies.activations()))
     s, h, r = x.shape
     w, w_scale = (on(device, t) for t in draw(strategies.weights(h, r, n=128)))
+    activations = draw(st.sampled_from(list(ACTIVATIONS)))
 
     def check(val, scale):
-        sums, error = product(*reference.quantize(x), w, w_scale)
+        sums, error = product(*reference.keep_or_quantize(x, activations), w, w_scale)
         val_error = error if x.is_cuda else torch.where(scale.unsqueeze(-1).isfinite(), error, INF)
         val_sums = torch.where(scale.unsqueeze(-1).isnan(), NAN, sums)  # a NaN poisons its whole group
         assert_rounded(val.unflatten(1, (h, 128)), val_sums, val_error, rounding_to(None, scale.unsqueeze(-1)), "val")
@@ -146,7 +152,8 @@ def v_up_quantized(draw, device):
         amax, amax_error = sums.abs().amax(-1), error.amax(-1)
         assert_rounded(scale, amax, amax_error, lambda x: torch.maximum(x.float(), floor) / fp8_max, "scale")
 
-    return Call("v_up_quantized", {"o_latent": x, "w_uv": w, "w_uv_scale": w_scale}, check)
+    arguments = {"o_latent": x, "w_uv": w, "w_uv_scale": w_scale}
+    return Call("v_up_quantized", arguments, check, ACTIVATIONS[activations])
 
 
 MAKERS = {"quantize_q_nope": quantize_q_nope, "bmm": bmm, "absorb_q": absorb_q, "v_up": v_up,

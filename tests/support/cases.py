@@ -17,6 +17,9 @@ ROWS = (0, 1, 7, 63, 64, 65, 255, 256, 257, 1000)
 # (S, H): every number of rows with few heads, every number of heads with few rows, and one tall problem.
 SHAPES = [(s, 2) for s in ROWS] + [(s, h) for s in (1, 5) for h in (1, 3, 16)] + [(5, 128), (4097, 1)]
 ROPE_DIM = 64
+# What an op is told for the public functions' `activations`.
+ACTIVATIONS: dict[str, dict[str, bool]] = {"exact": {}, "fp8": {"fp8_activations": True}}
+OF_ACTIVATIONS = ("absorb_q", "v_up", "v_up_quantized")  # ops that have it
 
 
 @dataclass(frozen=True)
@@ -84,22 +87,22 @@ def bmm_with_m(rng, s, h, dtype, device):
     return bmm(rng, s, h, dtype, device) | {"m": s}
 
 
-def absorb_q(rng, s, h, dtype, device, rope=False, fp8=False):
+def absorb_q(rng, s, h, dtype, device, rope=False, fp8=False, activations="exact"):
     w_uk, w_uk_scale = random_weight(rng, h, 512, 128, device)
     arguments = {"q_nope": randn(rng, s, h, 128, dtype=dtype, device=device), "w_uk": w_uk, "w_uk_scale": w_uk_scale}
     if rope:
         arguments["q_pe"] = randn(rng, s, h, ROPE_DIM, dtype=dtype, device=device)
     if fp8:
         arguments["out_scale"] = rand(rng, 1, device=device) * 0.01 + 0.005
-    return arguments
+    return arguments | ACTIVATIONS[activations]
 
 
-def v_up(rng, s, h, dtype, device, fp8=False):
+def v_up(rng, s, h, dtype, device, fp8=False, activations="exact"):
     w_uv, w_uv_scale = random_weight(rng, h, 128, 512, device)
     arguments = {"o_latent": randn(rng, s, h, 512, dtype=dtype, device=device), "w_uv": w_uv, "w_uv_scale": w_uv_scale}
     if fp8:
         arguments["out_scale"] = rand(rng, 1, device=device) * 0.01 + 0.005
-    return arguments
+    return arguments | ACTIVATIONS[activations]
 
 
 def _with(make, **options):
@@ -117,7 +120,17 @@ CASES = [
     Case("v_up", "", {"v_out": "rows"}, v_up),
     Case("v_up", "fp8", {"v_out": "rows"}, _with(v_up, fp8=True)),
     Case("v_up_quantized", "", {"val_out": "flat_rows", "scale_out": "flat_scales"}, v_up),
-]
+    # Activations that are quantized, and become one term.
+    Case("absorb_q", "pe-one_term", {"q_out": "rows"}, _with(absorb_q, rope=True, activations="fp8")),
+    Case("v_up", "one_term", {"v_out": "rows"}, _with(v_up, activations="fp8")),
+    Case("v_up_quantized", "one_term", {"val_out": "flat_rows", "scale_out": "flat_scales"},
+         _with(v_up, activations="fp8")),
+]  # fmt: skip
 CASE = {str(case): case for case in CASES}
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
+each_activations = pytest.mark.parametrize("activations", ACTIVATIONS)
 each_shape = pytest.mark.parametrize("s,h", SHAPES)
+# Of FP8 activations also every number of heads is tested by what has the bits of bmm.
+each_shape_and_activations = pytest.mark.parametrize(
+    "s,h,activations", [(*shape, "exact") for shape in SHAPES] + [(s, 2, "fp8") for s in ROWS]
+)

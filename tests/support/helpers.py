@@ -15,6 +15,10 @@ GUARD = 64  # elements of poison before and after what a test lays out
 # A result rounded once to bf16 is off by at most 2^-9 of itself, and by some 1.7e-3 of the norm; fp16 is 8 times finer.
 ROUNDING_FROBENIUS = 3e-3
 
+# A step of a format is at most 2^-7 or 2^-10 of a value, its error at most half of that, and evenly spread 1 / sqrt(3)
+# of this in the root mean square. A tensor core's sums are off by 2e-4 besides, in the square.
+EXACT_FROBENIUS = {torch.bfloat16: 2.3e-3, torch.float16: 3.5e-4}
+
 # Activations rounded to e4m3 (3 fraction bits: at most 2^-4 of a value, 2.6e-2 in the mean square of normal data).
 FP8_FROBENIUS = 2.9e-2
 FP8_TWICE_FROBENIUS = 2**0.5 * FP8_FROBENIUS  # activations and output
@@ -88,15 +92,15 @@ def calc_diff(x: Tensor, y: Tensor) -> float:
     return float(1 - 2 * (x * y).sum() / (x * x + y * y).sum())
 
 
-def reference_product(a_val: Tensor, a_scale: Tensor, w: Tensor, w_scale: Tensor) -> tuple[Tensor, Tensor]:
+def reference_product(x: Tensor, x_scale: Tensor | None, w: Tensor, w_scale: Tensor) -> tuple[Tensor, Tensor]:
     """[S,H,K] x [H,N,K]ᵀ in fp64, and how far the kernels' fp32 sum may be off: on CUDA by nothing."""
-    device = a_val.device.type
-    product = PRODUCT[device](a_val, a_scale, w, w_scale).double()
-    # |a| |w| bounds a group's magnitude; norms of codes are far from the ends of fp32.
-    a_norm, w_norm = (x.float().unflatten(-1, (-1, 128)).norm(dim=-1).double() for x in (a_val, w))
+    device = x.device.type
+    product = PRODUCT[device](x, x_scale, w, w_scale).double()
+    # |x| |w| bounds a group's magnitude.
+    x_norm, w_norm = (t.double().unflatten(-1, (-1, 128)).norm(dim=-1) for t in (x, w))
+    x_norm = x_norm if x_scale is None else x_norm * x_scale.double().abs()
     w_norm = w_norm * w_scale.double().abs().repeat_interleave(128, -2)
-    magnitude = torch.einsum("shk,hnk->shn", a_norm * a_scale.double().abs(), w_norm)
-    return product, magnitude * SUM_ERROR[device]
+    return product, torch.einsum("shk,hnk->shn", x_norm, w_norm) * SUM_ERROR[device]
 
 
 def strided(shape, strides, offset, dtype, device="cpu") -> tuple[Tensor, Tensor]:

@@ -1,8 +1,10 @@
 """Inputs of the GPU tests of absorb_q, v_up and bmm, in DeepSeek's shapes, and every output of v_up."""
 
 import torch
-from cases import OPS
+from cases import ACTIVATIONS, OPS
 from helpers import random_weight
+
+from mla_fp8 import reference
 
 HEAD_DIM = 128
 LATENT = 512
@@ -31,13 +33,30 @@ def first_heads(weight, h):
     return tuple(tensor[:h] for tensor in weight)
 
 
-def v_all(o_latent, weight, out_scale):
+def v_all(o_latent, weight, out_scale, activations="exact"):
     """Each of v_up's outputs, flattened to rows of heads."""
-    s, h = o_latent.shape[:2]
-    val, scale = OPS.v_up_quantized(o_latent, *weight)
+    options = ACTIVATIONS[activations]
+    val, scale = OPS.v_up_quantized(o_latent, *weight, **options)
     return (
-        OPS.v_up(o_latent, *weight),
-        OPS.v_up(o_latent, *weight, out_scale),
-        val.unflatten(1, (h, HEAD_DIM)),
+        OPS.v_up(o_latent, *weight, **options),
+        OPS.v_up(o_latent, *weight, out_scale, **options),
+        val.unflatten(1, (-1, HEAD_DIM)),
+        scale.unsqueeze(-1),
+    )
+
+
+def reference_absorb_q(*arguments, activations):
+    """The bits on Hopper."""
+    return reference.absorb_q(*arguments, activations=activations, product=reference.tensor_core_product)
+
+
+def reference_v_all(o_latent, weight, out_scale, activations):
+    """The bits on Hopper, of sums that are made once."""
+    sums = reference.tensor_core_product(*reference.keep_or_quantize(o_latent, activations), *weight)
+    val, scale = reference.v_up_quantized(o_latent, *weight, product=lambda *_: sums)
+    return (
+        sums.to(o_latent.dtype),
+        reference.to_fp8(sums, out_scale),
+        val.unflatten(1, (-1, HEAD_DIM)),
         scale.unsqueeze(-1),
     )

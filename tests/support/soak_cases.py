@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
-from cases import CASE, OPS, OUT_LAYOUTS
+from cases import ACTIVATIONS, CASE, OPS, OUT_LAYOUTS
 from helpers import ROW_LAYOUTS, bits, strided
 from torch import Tensor
 
@@ -175,6 +175,7 @@ class Call:
             self.arguments = dict(zip(names, (rows, weight, scale), strict=True))
             self.arguments |= {"q_pe": self.x[..., width:]} if case.rope else {}
             self.arguments |= {"out_scale": material.out_scales[case.out_scale]} if "fp8" in self.one.variant else {}
+            self.arguments |= ACTIVATIONS["fp8" if "one_term" in self.one.variant else "exact"]
         on_meta = {name: x.to("meta") if torch.is_tensor(x) else x for name, x in self.arguments.items()}
         self.shapes = [(result.shape, result.dtype) for result in self.one.call(on_meta)]
 
