@@ -9,7 +9,7 @@ torch.bmm.
 Rotation through L2, graphs and interleaving as in gpu.py; a set's tensors are cut from one pool,
 which makes a case take tens of milliseconds. The chosen tile is checked against the reference,
 every other must have its bits. A tile that takes SLOW times as long as the fastest in a first round
-is not timed further. Where the output is bf16, torch.bmm into the output is beside (into a view of
+is not timed further. Beside exact activations and bf16 output stands torch.bmm into the output (into a view of
 q, and a copy of q_pe), with the weights in the faster of two layouts. Tiles for unaligned tensors
 are left out. Status 1: a result is wrong, or a choice takes over LIMIT of the best tile's time; 2:
 no GPU; 3: the budget is spent.
@@ -34,7 +34,7 @@ from torch import Tensor
 from mla_fp8 import reference
 from mla_fp8.cli.bench import as_package
 from mla_fp8.config import Device, candidates, device_limits, forced_tile, select_config
-from mla_fp8.formats import E4M3, FP8_MAX
+from mla_fp8.formats import E4M3, FP8_MAX, MODES
 
 if not __package__:
     __package__ = as_package(__file__)
@@ -129,27 +129,28 @@ def check(contender: Contender, buffers: PooledBuffers, symbols: Iterable[str], 
                 raise WrongResult(f"{where}: {symbol} gives other bits than the chosen tile")
 
 
-def compare(pools: Pools, side: Side, s: int, heads: int, device: Device) -> dict[str, object]:
+def compare(pools: Pools, side: Side, s: int, heads: int, activations: str, device: Device) -> dict[str, object]:
     """A row: median µs of each tile and of torch.bmm, which tile is chosen, and for what limits."""
-    problem = side.problem(s, heads)
+    problem = side.problem(s, heads, activations)
     kept = {one.config.tile.symbol: one.config for one in candidates(problem, device) if one.kept}
     chosen = select_config(problem, device).tile.symbol
     symbols = [name for name, one in kept.items() if one.tile.align_bytes == problem.align_bytes or name == chosen]
     pools.begin()
     sets = [PooledBuffers(pools, side, s, heads) for _ in range(rotation(side.bytes(s, heads), l2_bytes()))]
     launches = timing.launches_for(side.bytes(s, heads), len(sets))
-    own = ours(side)[0]
-    check(own, sets[0], symbols, f"{side.name}  S={s} H={heads}")
+    own = ours(side, [activations])[0]
+    check(own, sets[0], symbols, f"{side.name} {activations}  S={s} H={heads}")
     captured = {}
     for symbol in symbols:
         with forced_tile(symbol):
             captured[symbol] = timing.capture([partial(own.call, one) for one in sets], launches, firsts=1)
-    if side.out_bytes == 2 and side.op != "bmm":
+    if side.out_bytes == 2 and side.op != "bmm" and activations == "exact":
         call = TORCH.into_view_and_copy if side.rope else TORCH.into_output
         for config in WEIGHT_LAYOUTS:
             peer = [partial(call, one, **config) for one in sets]
             captured[f"{tables.PEER} {config['weights']}"] = timing.capture(peer, launches, firsts=1)
-    case: dict[str, object] = {"side": side.name, "heads": heads, "s": s, "chosen": chosen, "launches": launches}
+    case: dict[str, object] = {"side": side.name, "activations": activations, "heads": heads, "s": s}
+    case |= {"chosen": chosen, "launches": launches}
     modelled = {name: round(one.modelled_us, 3) for name, one in kept.items()}
     limits = {name: getattr(device, name) for name in Device._fields}
     return case | take_times(captured, chosen) | {"modelled_us": modelled, "device": limits}
@@ -177,6 +178,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--s", type=report.integers, default=S)
     parser.add_argument("--heads", type=report.integers, default=HEADS)
     parser.add_argument("--sides", type=side_names, default=list(SIDES))
+    parser.add_argument("--activations", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--list", action="store_true", help="print the cases and measure nothing")
     parser.add_argument("--resume", action="store_true", help="keep the rows that --json has, and add those it lacks")
     parser.add_argument("--budget-s", type=float, default=math.inf, help="begin no case after so many seconds")
@@ -186,23 +188,24 @@ def parser() -> argparse.ArgumentParser:
 @torch.no_grad()
 def main() -> int:
     options, console = parser().parse_args(), report.console_of()
-    cases = list(itertools.product(options.heads, options.s, options.sides))
+    modes = [(side, mode) for side in options.sides for mode in (options.activations if side != "gemm" else ["fp8"])]
+    cases = list(itertools.product(options.heads, options.s, modes))
     if options.list:
-        for heads, s, name in cases:
-            console.print(f"{name:<13} H={heads} S={s}", highlight=False)
+        for heads, s, (name, mode) in cases:
+            console.print(f"{name:<13} {mode:<5} H={heads} S={s}", highlight=False)
         return 0
     if report.needs_gpu(console):
         return 2
     began, facts = time.monotonic(), report.environment(options.commit)
     rows = report.read(options.json) if options.resume and options.json and options.json.exists() else []
-    done = {(row["heads"], row["s"], row["side"]) for row in rows}
+    done = {(row["heads"], row["s"], (row["side"], row["activations"])) for row in rows}
     device, pools = device_limits(), Pools()
     spent = False
-    for heads, s, name in track([case for case in cases if case not in done], "tiles", console=console):
+    for heads, s, (name, mode) in track([case for case in cases if case not in done], "tiles", console=console):
         if spent := time.monotonic() - began > options.budget_s:
             break
         try:
-            rows.append({**compare(pools, SIDES[name], s, heads, device), **facts})
+            rows.append({**compare(pools, SIDES[name], s, heads, mode, device), **facts})
         except WrongResult as error:
             console.print(f"wrong result: {error}", style="bold red", markup=False)
             return 1

@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench.fit [benchmarks/results/tiles.json] [--seconds 60]
 
-Prints start_us, first_us and next_us for csrc/kernels/sm90/tiles.h, rounded to 0.1 us, and which
+Prints start_us, first_us, next_us and term_us for csrc/kernels/sm90/tiles.h, rounded to 0.1 us, and which
 cells are still chosen over LIMIT of the best tile's time. What is minimized: by how much the chosen
 tiles exceed the best, and the squared logarithm of modelled over measured time of tiles near the
 best (of the others with little weight), so that a time that is shown is near what is measured.
@@ -14,6 +14,7 @@ import math
 import random
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ CHOICE_WEIGHT, ERROR_WEIGHT, FAR_ERROR_WEIGHT = 20.0, 300.0, 3.0
 STEP_US = 0.1
 LEAST_LAUNCH_US = 0.0  # in all: the model takes no less
 VAIN_WAIT_US = 40000 / 1.75e3  # csrc/kernels/phases.h
-Times = dict[str, list[float]]  # symbol -> start, first, next
+Times = dict[str, list[float]]  # symbol -> start, first, next, term
 
 
 @dataclass
@@ -49,6 +50,7 @@ class SideCells:
     further: Tensor  # tiles in turn, beyond the first
     blocks: Tensor
     vain: Tensor
+    terms: int  # of all, beyond the first
 
     @classmethod
     def of(cls, rows: Sequence[dict[str, Any]]) -> "SideCells":
@@ -56,7 +58,8 @@ class SideCells:
         parts = {name: torch.zeros(len(rows), len(symbols), dtype=torch.float64) for name in ("f", "w", "b", "v")}
         measured = torch.full((len(rows), len(symbols)), math.inf, dtype=torch.float64)
         for i, row in enumerate(rows):
-            problem, device = SIDES[row["side"]].problem(row["s"], row["heads"]), Device(**row["device"])
+            problem = SIDES[row["side"]].problem(row["s"], row["heads"], row["activations"])
+            device = Device(**row["device"])
             times = tables.tile_times(row)
             for one in candidates(problem, device):
                 config, tile = one.config, one.config.tile
@@ -68,12 +71,12 @@ class SideCells:
                 parts["w"][i, j] = config.waves - 1
                 parts["b"][i, j] = 1 if tile.k else problem.k / GROUP
                 parts["v"][i, j] = tile.phased and config.grid_x > device.num_sms * config.ctas_per_sm
-        cells = [(row["side"], row["heads"], row["s"]) for row in rows]
-        return cls(symbols, cells, measured, parts["f"], parts["w"], parts["b"], parts["v"])
+        cells = [(f"{row['side']} {row['activations']}", row["heads"], row["s"]) for row in rows]
+        return cls(symbols, cells, measured, parts["f"], parts["w"], parts["b"], parts["v"], problem.terms - 1)
 
     def modelled(self, times: Times) -> Tensor:
-        start, first, following = torch.tensor([times[one] for one in self.symbols], dtype=torch.float64).T
-        sm = (first + self.further * following) * self.blocks
+        start, first, following, term = torch.tensor([times[one] for one in self.symbols], dtype=torch.float64).T
+        sm = (first + self.terms * term + self.further * (following + self.terms * term)) * self.blocks
         us = Device().launch_us + start + self.vain * VAIN_WAIT_US + (self.fixed_squared + sm**2).sqrt()
         return torch.where(self.measured.isfinite(), us, math.inf)
 
@@ -103,9 +106,9 @@ def anneal(sides: list[SideCells], times: Times, seconds: float) -> Times:
     while (left := 1 - (time.monotonic() - began) / seconds) > 0:
         symbol = source.choice(moving)
         old, new = times[symbol], list(times[symbol])
-        step, which = source.choice([-1, 1]) * source.choice([1, 1, 2, 3]) * STEP_US, source.randrange(4)
-        new[which % 3] += step
-        if which == 3:  # from a launch's start to its first tile
+        step, which = source.choice([-1, 1]) * source.choice([1, 1, 2, 3]) * STEP_US, source.randrange(5)
+        new[which % 4] += step
+        if which == 4:  # from a launch's start to its first tile
             new[1] -= step
         new = [round(value, 1) + 0.0 for value in new]  # never -0.0
         if new[0] + Device().launch_us < LEAST_LAUNCH_US or min(new[1:]) < 0:
@@ -129,8 +132,11 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60)
     options = parser.parse_args()
     rows = report.read(options.record)
-    sides = [SideCells.of([row for row in rows if row["side"] == name]) for name in SIDES]
-    times = {tile.symbol: [tile.start_us, tile.first_us, tile.next_us] for tile in tiles()}
+    by_side = defaultdict(list)
+    for row in rows:
+        by_side[row["side"], row["activations"]].append(row)
+    sides = [SideCells.of(some) for some in by_side.values()]
+    times = {tile.symbol: [tile.start_us, tile.first_us, tile.next_us, tile.term_us] for tile in tiles()}
     fitted = anneal(sides, times, options.seconds)
     for symbol, values in fitted.items():
         print(f"{symbol:32}", ", ".join(f"{value:.1f}" for value in values))

@@ -52,10 +52,11 @@ class Side:
     def bytes(self, s: int, heads: int) -> int:
         return self.read_bytes(s, heads) + self.weight_bytes(heads) + self.written_bytes(s, heads)
 
-    def problem(self, s: int, heads: int) -> Problem:
+    def problem(self, s: int, heads: int, activations: str = "exact") -> Problem:
         """What select_config is asked for it."""
         out_dtype = "float8_e4m3fn" if self.out_bytes == 1 else "bfloat16"
-        return problem_for(self.op, s, heads, n=self.n, k=self.k, pe=self.rope, out_dtype=out_dtype)
+        extents = {"n": self.n, "k": self.k, "pe": self.rope}
+        return problem_for(self.op, s, heads, **extents, activations=activations, out_dtype=out_dtype)
 
 
 # fmt: off

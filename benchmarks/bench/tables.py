@@ -131,20 +131,21 @@ def tiles(rows: Rows) -> str:
     for row in rows:
         us = tile_times(row)
         best, cell = min(us, key=lambda name: us[name]), f"H = {row['heads']}, S = {row['s']}"
-        problem, device = SIDES[row["side"]].problem(row["s"], row["heads"]), Device(**row["device"])
+        problem = SIDES[row["side"]].problem(row["s"], row["heads"], row["activations"])
+        device, key = Device(**row["device"]), f"{SIDES[row['side']].label}, {row['activations']}"
         chosen = select_config(problem, device).tile.symbol
         if chosen not in us:  # newer than the record
-            by_side[row["side"]].append((float("inf"), f"{cell}: {chosen} not measured"))
+            by_side[key].append((float("inf"), f"{cell}: {chosen} not measured"))
             continue
         over = us[chosen] / us[best]
-        by_side[row["side"]].append((over, f"{cell}: {over:.3f}, {chosen} beside {best}"))
+        by_side[key].append((over, f"{cell}: {over:.3f}, {chosen} beside {best}"))
         peer = min((time for name, time in row["us"].items() if name.startswith(PEER)), default=float("inf"))
         if us[chosen] > peer:
-            slower[row["side"]].append(f"{cell}: {us[chosen] / peer:.2f}")
+            slower[key].append(f"{cell}: {us[chosen] / peer:.2f}")
     lines = []
     for side, cells in by_side.items():
         worst = [words for over, words in sorted(cells, reverse=True)[:WORST_CELLS] if over > 1]
-        lines.append([SIDES[side].label, str(len(cells)), "; ".join(worst), "; ".join(slower[side])])
+        lines.append([side, str(len(cells)), "; ".join(worst), "; ".join(slower[side])])
     header = ["", "cells", "chosen over best: the worst", f"chosen over {PEER}, where that is faster"]
     told = f"Medians, weights cold; every tile gives the same bits. {len(rows)} cells (H, S)"
     runs = {
@@ -166,7 +167,8 @@ def _earned(rows: Rows) -> str:
         (name, us), *others = sorted(tile_times(row).items(), key=lambda one: one[1])
         if others and others[0][1] >= EARNED * us:
             by = others[0][1] / us
-            cell = f"{by:.2f}x {others[0][0]}: {SIDES[row['side']].label}, H = {row['heads']}, S = {row['s']}"
+            where = f"{SIDES[row['side']].label}, {row['activations']}, H = {row['heads']}, S = {row['s']}"
+            cell = f"{by:.2f}x {others[0][0]}: {where}"
             wins[name].append((by, f"{cell}, {microseconds(us)} µs"))
     lines = [[name, str(len(won)), max(won)[1] if won else ""] for name, won in sorted(wins.items())]
     return markdown(["tile", f"fastest by {EARNED - 1:.0%}, cells", "by most"], lines)

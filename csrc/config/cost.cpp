@@ -173,7 +173,8 @@ Cost add_cost(Config& config, const Problem& p, const Device& d) {
   Cost cost;
   cost.dram_us = dram_bytes / (d.dram_gbps * kBytesPerUsPerGbps);
   cost.l2_us = l2_bytes / (d.l2_gbps * kBytesPerUsPerGbps);
-  cost.sm_us = (tile.first_us + static_cast<double>(config.waves - 1) * tile.next_us) * blocks;
+  const double further = static_cast<double>(config.waves - 1), terms_us = (p.terms - 1) * tile.term_us;
+  cost.sm_us = (tile.first_us + terms_us + further * (tile.next_us + terms_us)) * blocks;
   cost.mma_us = sm_ctas * tiles_per_cta * tile_flops * d.num_sms / (d.mma_tflops * kFlopsPerUsPerTflops);
   const double overlapped_us = std::sqrt(cost.dram_us * cost.dram_us + cost.l2_us * cost.l2_us +
                                          cost.sm_us * cost.sm_us + cost.mma_us * cost.mma_us);

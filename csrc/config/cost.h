@@ -14,13 +14,14 @@
 //   l2    every byte into or out of an SM: activations once a column tile, weights once a CTA or
 //         once a tile
 //   sm    the busiest SM's own time: a tile's first_us, and its next_us for every further one in
-//         turn; for tiles that take any k these are times of a block of 128
+//         turn, and term_us more of each for every term of the activations beyond the first; for
+//         tiles that take any k these are times of a block of 128
 //   mma   the busiest SM's multiply-adds, rows and columns outside the problem included
 //   us    launch + the tile's start_us (never below 0) + sqrt(dram^2 + l2^2 + sm^2 + mma^2), as the
 //         four overlap, but not wholly; and the wait in vain of a phased launch that is too large
 //         to run at once
 //
-// start_us, first_us and next_us are fitted to the record of the published list
+// start_us, first_us, next_us and term_us are fitted to the record of the published list
 // (benchmarks/tiles.py), to 0.1 us: what two runs of it agree on.
 #pragma once
 

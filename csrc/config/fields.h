@@ -23,7 +23,7 @@ MLA_FP8_FIELDS(Problem, op, s, heads, n, k, pe, m, in_bytes, terms, out_bytes, a
 MLA_FP8_FIELDS(Device, capability, num_sms, smem_bytes_per_cta, smem_bytes_per_sm, smem_bytes_reserved, threads_per_sm,
                registers_per_sm, ctas_per_sm, dram_gbps, l2_gbps, l2_bytes, mma_tflops, launch_us)
 MLA_FP8_FIELDS(Tile, symbol, op, capability, m, n, k, stages, threads, smem_bytes, align_bytes, terms, out_bytes,
-               ctas_per_sm, regs, persistent, leaves_room, phased, start_us, first_us, next_us)
+               ctas_per_sm, regs, persistent, leaves_room, phased, start_us, first_us, next_us, term_us)
 MLA_FP8_FIELDS(Config, tile, grid_x, tiles, waves, ctas_per_sm, modelled_bytes, modelled_us)
 MLA_FP8_FIELDS(Cost, dram_us, l2_us, sm_us, mma_us)
 MLA_FP8_FIELDS(Candidate, config, cost, kept, reason)

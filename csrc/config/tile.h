@@ -42,11 +42,12 @@ struct Tile {
   double start_us;  // of a launch, beyond an empty one
   double first_us;  // of an SM's first tile
   double next_us;  // of every further one
+  double term_us;  // that each of these takes longer for every term beyond the first
 };
 
 template <class Schedule>
 constexpr Tile tile_of(int capability, const char* symbol, Op op, int ctas_per_sm, double start_us, double first_us,
-                       double next_us) {
+                       double next_us, double term_us) {
   return {symbol,
           op,
           capability,
@@ -66,7 +67,8 @@ constexpr Tile tile_of(int capability, const char* symbol, Op op, int ctas_per_s
           Schedule::kPhased,
           start_us,
           first_us,
-          next_us};
+          next_us,
+          term_us};
 }
 
 template <class T, size_t... kSizes>

@@ -90,7 +90,7 @@ struct OwnStages {
 };
 
 // What a warpgroup multiplies, a row tile of 64 rows at a time.
-template <class C, class S>
+template <class C>
 struct OwnTile {
   const Product& p;
   typename C::Shared& shared;
@@ -98,35 +98,37 @@ struct OwnTile {
   const Place& at;
   const float (&w_scale)[C::kChunks];
 
-  MLA_FP8_DEVICE void take(Fragment<S::kTerms>& fragment, int stage) const {
+  MLA_FP8_DEVICE void take(Fragment<C::kMostTerms>& fragment, int stage) const {
     __syncwarp();
-    split_rows<S>(fragment, [&](auto& words, int i) { stages.source.take(words, stages.rows(stage), i); });
+    with_split<C::kMostTerms>(p.terms, p.x_dtype == Dtype::kFp16, [&](auto split) {
+      split_rows<decltype(split)>(fragment,
+                                  [&](auto& words, int i) { stages.source.take(words, stages.rows(stage), i); });
+    });
   }
 
-  MLA_FP8_DEVICE void multiply_and_store(Fragment<S::kTerms>& fragment, u32 first_row) const {
+  MLA_FP8_DEVICE void multiply_and_store(Fragment<C::kMostTerms>& fragment, u32 first_row) const {
     const u32 row = first_row + stages.lane_row;
 #pragma unroll
     for (int c = 0; c < C::kChunks; ++c) {
       float product[64];
-      multiply_fragment<S::kTerms>(product, fragment, shared.w[c]);
-      ptx::wgmma_wait_group_sync_aligned<0>();
+      with_terms<C::kMostTerms>(p.terms, [&](auto terms) {
+        multiply_fragment<terms.kCount>(product, fragment, shared.w[c]);
+        ptx::wgmma_wait_group_sync_aligned<0>();
+      });
       const float scale[] = {__fmul_rn(fragment.scale[0], w_scale[c]), __fmul_rn(fragment.scale[1], w_scale[c])};
       // From +0, as a sum of blocks begins.
       const auto value_of = [&](int i) { return __fmaf_rn(product[i], scale[i / 2 % 2], 0.0f); };
-      const i32 column = at.slice * C::kTileN + c * kChunkN;
-      if constexpr (C::kOutBytes == 1) {
-        store_sums<C>(E4m3{}, p, at.head, column, row, static_cast<u32>(p.s), value_of, stages.pe.multiplier);
-      } else {
-        static_assert(C::kOutBytes == 2);
-        store_sums<C>(typename S::Element{}, p, at.head, column, row, static_cast<u32>(p.s), value_of, 1.0f);
-      }
+      with_output<typename C::Store, /*kOneFormat=*/false>(p, [&](auto element) {
+        store_sums<C>(element, p, at.head, at.slice * C::kTileN + c * kChunkN, row, static_cast<u32>(p.s), value_of,
+                      stages.pe.multiplier);
+      });
     }
   }
 };
 
 // All row tiles, all reading and all writing in turn.
-template <class C, class S>
-MLA_FP8_DEVICE void run_phased(const Params& params, const OwnTile<C, S>& tile, u32 first_row, u32 step) {
+template <class C>
+MLA_FP8_DEVICE void run_phased(const Params& params, const OwnTile<C>& tile, u32 first_row, u32 step) {
   const OwnStages<C>& stages = tile.stages;
   const u32 s = static_cast<u32>(params.product.s);
   const Bursts bursts = bursts_of<C>(s, tile.at, stages.count());
@@ -145,7 +147,7 @@ MLA_FP8_DEVICE void run_phased(const Params& params, const OwnTile<C, S>& tile, 
 #pragma unroll 1
     for (int i = 0; i < tiles; ++i) {
       stages.store_pe(i, first_row + i * step);
-      Fragment<S::kTerms> fragment;
+      Fragment<C::kMostTerms> fragment;
       tile.take(fragment, i);
       tile.multiply_and_store(fragment, first_row + i * step);
     }
@@ -155,8 +157,8 @@ MLA_FP8_DEVICE void run_phased(const Params& params, const OwnTile<C, S>& tile, 
 }
 
 // All row tiles; the next rows come while one is worked on.
-template <class C, class S>
-MLA_FP8_DEVICE void run_streamed(const Params& params, const OwnTile<C, S>& tile, u32 first_row, u32 step) {
+template <class C>
+MLA_FP8_DEVICE void run_streamed(const Params& params, const OwnTile<C>& tile, u32 first_row, u32 step) {
   const OwnStages<C>& stages = tile.stages;
   const u32 s = static_cast<u32>(params.product.s);
   u64 next_row = first_row;
@@ -171,7 +173,7 @@ MLA_FP8_DEVICE void run_streamed(const Params& params, const OwnTile<C, S>& tile
 #pragma unroll 1
   for (u64 row = first_row; row < s; row += step) {
     stages.wait_oldest();
-    Fragment<S::kTerms> fragment;
+    Fragment<C::kMostTerms> fragment;
     tile.take(fragment, stage);
     stages.store_pe(stage, static_cast<u32>(row));
     __syncwarp();
@@ -201,14 +203,12 @@ MLA_FP8_DEVICE void run_own(const Params& params, typename C::Shared& shared) {
   const int warpgroup = threadIdx.x / kWarpgroup;
   const OwnStages<C> stages{source, pe, shared.rows[warpgroup], C::Store::kPe && p.pe != 0, lane.row};
   const u32 own_row = first_row + warpgroup * kWgmmaM;
-  with_split<C::kMostTerms>(p.terms, p.x_dtype == Dtype::kFp16, [&](auto split) {
-    const OwnTile<C, decltype(split)> tile{p, shared, stages, at, w_scale};
-    if constexpr (C::kPhased) {
-      run_phased(params, tile, own_row, step);
-    } else {
-      run_streamed(params, tile, own_row, step);
-    }
-  });
+  const OwnTile<C> tile{p, shared, stages, at, w_scale};
+  if constexpr (C::kPhased) {
+    run_phased(params, tile, own_row, step);
+  } else {
+    run_streamed(params, tile, own_row, step);
+  }
   for (u64& full : shared.full) wait(&full, 0);  // every copy has landed before the CTA ends
 }
 
