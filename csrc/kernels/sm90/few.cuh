@@ -53,8 +53,8 @@ using Tokens = float[C::kTileM / 4][C::kLaneColumns];  // a lane's tokens and th
 
 // The warpgroup's weight tiles times the rows. Every block of k is scaled, k ascending.
 template <class C, int kTerms>
-MLA_FP8_DEVICE void multiply_tokens(Tokens<C>& value, typename C::Shared& shared, int warpgroup,
-                                    const float (&w_scale)[C::kBlocks], const SwappedLane& lane) {
+MLA_FP8_DEVICE void multiply_terms(Tokens<C>& value, typename C::Shared& shared, int warpgroup,
+                                   const float (&w_scale)[C::kBlocks], const SwappedLane& lane) {
   constexpr int kTokens = C::kTileM;
   float product[C::kBlocks][C::kTiles][kTokens / 2];
 #pragma unroll
@@ -80,6 +80,11 @@ MLA_FP8_DEVICE void multiply_tokens(Tokens<C>& value, typename C::Shared& shared
         value[i][c] = __fmaf_rn(product[k][c / 2][i / 2 * 4 + c % 2 * 2 + i % 2], scale, value[i][c]);
     }
   }
+}
+
+template <class C, class... Arguments>
+MLA_FP8_DEVICE void multiply_tokens(i32 terms, Tokens<C>& value, Arguments&&... arguments) {
+  with_terms<C::kMostTerms>(terms, [&](auto count) { multiply_terms<C, count.kCount>(value, arguments...); });
 }
 
 // Writes the scales of rows of 128 values, of which a lane has kLaneColumns a token, to
@@ -126,14 +131,16 @@ struct FewRowsLoader {
     }
   }
 
-  template <class S>
   MLA_FP8_DEVICE void split_to(typename C::Shared& shared) const {
     if (!has_rows()) return;
+    with_split<C::kMostTerms>(p.terms, p.x_dtype == Dtype::kFp16, [&](auto split) {
 #pragma unroll
-    for (int i = 0; i < C::kSlots; ++i) {
-      const int at = row() + i * C::kRowsAtOnce;
-      split_part<S, C::kPlaneBytes>(shared.rows[0][block()], &shared.scale[block()][at], part[i], at, lane());
-    }
+      for (int i = 0; i < C::kSlots; ++i) {
+        const int at = row() + i * C::kRowsAtOnce;
+        split_part<decltype(split), C::kPlaneBytes>(shared.rows[0][block()], &shared.scale[block()][at], part[i], at,
+                                                    lane());
+      }
+    });
     ptx::fence_proxy_async_shared_cta();
   }
 };
@@ -175,16 +182,14 @@ MLA_FP8_DEVICE void run_few(const Params& params, typename C::Shared& shared) {
 #pragma unroll
     for (int k = 0; k < C::kBlocks; ++k) w_scale[k] = w_scale_from[k * p.w_scale_stride[2]];
     pe.multiplier = read_multiplier<Store>(p);
-    with_split<C::kMostTerms>(p.terms, p.x_dtype == Dtype::kFp16,
-                              [&](auto split) { rows.template split_to<decltype(split)>(shared); });
+    rows.split_to(shared);
     if (Store::kPe && p.pe != 0) {
       pe.store(chunk);
       pe.copy_from(first_row, 1);
     }
     __syncthreads();
     Tokens<C> value;
-    with_terms<C::kMostTerms>(
-        p.terms, [&](auto terms) { multiply_tokens<C, terms.kCount>(value, shared, warpgroup, w_scale, lane); });
+    multiply_tokens<C>(p.terms, value, shared, warpgroup, w_scale, lane);
     with_output<Store, true>(p, [&](auto element) {
       const bool has_row_scale = element.kBytes == 1 && Store::kRowScale && p.out_row_scale != nullptr;
       if (has_row_scale) share_row_scales<C>(p, shared, value, first_row, at.head, lane);

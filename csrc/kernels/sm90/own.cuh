@@ -10,9 +10,7 @@
 // 4. Warps     kWarpgroups warpgroups, 64 rows each, which share nothing but the weights. Each warp
 //              brings its own 16 rows to shared memory as they are, and splits them on the way to
 //              registers, where they are wgmma's A. kStages warps start the copy of one weight tile
-//              each. Registers: kBlocks = 1: 16 a term of the fragment and two products of 64, one of
-//              which is scaled and stored while the other is made; else 64 sums, a product of 64 and
-//              two fragments, one of which is split while the other is multiplied.
+//              each. Registers: 16 a term of the fragment, a product of 64.
 //
 // 5. Pipeline  barrier         producer -> consumer              arrivals     bytes
 //              full[tile]      copy engine -> all                1            16384
