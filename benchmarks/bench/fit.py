@@ -54,7 +54,8 @@ class SideCells:
 
     @classmethod
     def of(cls, rows: Sequence[dict[str, Any]]) -> "SideCells":
-        symbols = sorted({symbol for row in rows for symbol in tables.tile_times(row)})
+        present = {tile.symbol for tile in tiles()}  # a record may have some that are gone
+        symbols = sorted(present & {symbol for row in rows for symbol in tables.tile_times(row)})
         parts = {name: torch.zeros(len(rows), len(symbols), dtype=torch.float64) for name in ("f", "w", "b", "v")}
         measured = torch.full((len(rows), len(symbols)), math.inf, dtype=torch.float64)
         for i, row in enumerate(rows):
