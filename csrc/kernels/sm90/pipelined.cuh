@@ -15,11 +15,12 @@
 //
 // 5. Pipeline  barrier         producer -> consumer              arrivals     bytes
 //              full[block]     copy engine -> the multiplier     1            16384
-//              ready[stage]    splitters -> the multiplier       1 a warp     -
-//              taken[stage]    the multiplier -> splitters       1 a warp     -
+//              ready, stage    splitters -> the multiplier       all threads  -
+//              taken, stage    the multiplier -> splitters       all threads  -
 //              cp.async batch  a splitter -> itself              -            64 a thread
 //              An item is 64 rows and one block of k. kRowStages items are under way; a stage is
-//              filled again as soon as it has been read.
+//              filled again as soon as it has been read. Ready and taken are numbered barriers of
+//              the CTA, on which the giving side only arrives.
 //
 // 6. Shared memory   w 16384 bytes a block; a stage of planes 8192 a term and 256 of scales; a stage
 //              of rows 16384; barriers.
@@ -29,6 +30,7 @@
 // 8. Numerics  those of few.cuh, bit for bit.
 #pragma once
 
+#include "kernels/ptx/barrier.cuh"
 #include "kernels/ptx/setmaxnreg.cuh"
 #include "kernels/sm90/fragment.cuh"
 #include "kernels/sm90/rows.cuh"
@@ -36,13 +38,34 @@
 
 namespace mla_fp8::sm90 {
 
-// Stages of a ring in turn, and the parity of a barrier's phase in this round.
 template <int kStages>
-struct RingPlace {
+MLA_FP8_DEVICE int after(int stage) {
+  return stage + 1 == kStages ? 0 : stage + 1;
+}
+
+// The stages of planes in turn, as both sides see them. All but the first round of them wait until
+// the stage has been taken, so that all but the last round tell.
+template <class C>
+struct PlaneStages {
+  u32 left;  // items, this one included
   int stage = 0;
-  u32 parity = 0;
+  bool again = false;  // the stage was used before
+
+  MLA_FP8_DEVICE int ready() const { return 1 + stage; }
+  MLA_FP8_DEVICE int taken() const { return 1 + C::kPlaneStages + stage; }
+
+  MLA_FP8_DEVICE void wait_until_taken() const {
+    if (again) ptx::barrier_sync_aligned(taken(), C::kThreads);
+  }
+  MLA_FP8_DEVICE void tell_ready() const { ptx::barrier_arrive_aligned(ready(), C::kThreads); }
+  MLA_FP8_DEVICE void wait_until_ready() const { ptx::barrier_sync_aligned(ready(), C::kThreads); }
+  MLA_FP8_DEVICE void tell_taken() const {
+    if (left > C::kPlaneStages) ptx::barrier_arrive_aligned(taken(), C::kThreads);
+  }
   MLA_FP8_DEVICE void advance() {
-    if (++stage == kStages) stage = 0, parity ^= 1;
+    --left;
+    stage = after<C::kPlaneStages>(stage);
+    again = again || stage == 0;
   }
 };
 
@@ -52,6 +75,7 @@ struct Items {
   u32 row, step, end;  // end and step are below 2^31
   i32 block = 0;
   MLA_FP8_DEVICE bool has_more() const { return row < end; }
+  MLA_FP8_DEVICE u32 count() const { return (end - row + step - 1) / step * C::kBlocks; }
   MLA_FP8_DEVICE void advance() {
     if (++block == C::kBlocks) block = 0, row += step;
   }
@@ -75,23 +99,22 @@ MLA_FP8_DEVICE void split_items(const Product& p, typename C::Shared& shared, i3
     ptx::cp_async_commit_group();
   };
   for (int stage = 0; stage < C::kRowStages; ++stage) fetch(stage);
-  RingPlace<C::kRowStages> rows;
-  RingPlace<C::kPlaneStages> planes;
+  PlaneStages<C> planes{items.count()};
+  int stage = 0;
 #pragma unroll 1
-  for (Items<C> item = items; item.has_more(); item.advance(), rows.advance(), planes.advance()) {
+  for (; planes.left != 0; planes.advance(), stage = after<C::kRowStages>(stage)) {
     ptx::cp_async_wait_group<C::kRowStages - 1>();
     RowPart part[C::kSlots];
 #pragma unroll
-    for (int i = 0; i < C::kSlots; ++i) take_part(part[i], shared.rows[rows.stage][i]);
-    fetch(rows.stage);
-    wait(&shared.taken[planes.stage], planes.parity ^ 1);
+    for (int i = 0; i < C::kSlots; ++i) take_part(part[i], shared.rows[stage][i]);
+    fetch(stage);
+    planes.wait_until_taken();
 #pragma unroll
     for (int i = 0; i < C::kSlots; ++i) {
       const int at = row + i * C::kSlotRows;
       split_part<S, C::kPlaneBytes>(shared.planes[planes.stage][0], &shared.scale[planes.stage][at], part[i], at, lane);
     }
-    __syncwarp();
-    if (threadIdx.x % kWarp == 0) ptx::mbarrier_arrive(&shared.ready[planes.stage]);
+    planes.tell_ready();
   }
 }
 
@@ -104,18 +127,17 @@ MLA_FP8_DEVICE void multiply_items(const Product& p, typename C::Shared& shared,
   for (int k = 0; k < C::kBlocks; ++k)
     w_scale[k] = p.w_scale[at.head * p.w_scale_stride[0] + at.slice * p.w_scale_stride[1] + k * p.w_scale_stride[2]];
   const float out_multiplier = read_multiplier<typename C::Store>(p);
-  RingPlace<C::kPlaneStages> planes;
+  PlaneStages<C> planes{items.count()};
 #pragma unroll 1
   for (u32 row = items.row; row < items.end; row += items.step) {
     float sums[64] = {};
 #pragma unroll
     for (int k = 0; k < C::kBlocks; ++k) {
       wait(&shared.full[k], 0);
-      wait(&shared.ready[planes.stage], planes.parity);
+      planes.wait_until_ready();
       Fragment<S::kTerms> fragment;
       take_planes<S::kTerms, C::kPlaneBytes>(fragment, shared.planes[planes.stage][0], shared.scale[planes.stage]);
-      __syncwarp();
-      if (threadIdx.x % kWarp == 0) ptx::mbarrier_arrive(&shared.taken[planes.stage]);
+      planes.tell_taken();
       planes.advance();
       float product[64];
       multiply_fragment<S::kTerms>(product, fragment, shared.w[k]);
@@ -141,13 +163,6 @@ MLA_FP8_DEVICE void run_pipelined(const Params& params, typename C::Shared& shar
   const Place at = place_of(p.heads, static_cast<u32>(p.n) / C::kTileN);
   const Items<C> items{static_cast<u32>(at.row_tile) * C::kTileM, static_cast<u32>(at.row_step) * C::kTileM,
                        static_cast<u32>(p.s)};
-  if (threadIdx.x == 0) {  // the CTA barrier of begin() comes after it
-#pragma unroll
-    for (int stage = 0; stage < C::kPlaneStages; ++stage) {
-      ptx::mbarrier_init(&shared.ready[stage], C::kSplitters / kWarp);
-      ptx::mbarrier_init(&shared.taken[stage], kWarpgroupWarps);
-    }
-  }
   begin_with_weights<C>(params, shared, at, items.has_more());
   if (!items.has_more()) return;
   if (threadIdx.x < C::kSplitters) {

@@ -183,6 +183,7 @@ struct Pipelined : Schedule<Rows, Store, kSplitters_ + 1> {
   static constexpr int kSlotRows = kSplitters / kParts, kSlots = kTileM / kSlotRows;
   static constexpr int kPlaneBytes = kTileM * kGroup;
   static_assert(kTileM % kSlotRows == 0 && kTileM <= kWgmmaM && kStages <= Base::kThreads / kWarp);
+  static_assert(2 * kPlaneStages < 16);  // barriers of a CTA
 
   // Registers a thread: what a launch gives to all, and what the multiplier then gets from the
   // splitters.
@@ -197,8 +198,6 @@ struct Pipelined : Schedule<Rows, Store, kSplitters_ + 1> {
     alignas(16) u8 rows[kRowStages][kSlots][2][kSplitters][kVectorBytes];
     float scale[kPlaneStages][kTileM];
     u64 full[kStages];
-    u64 ready[kPlaneStages];
-    u64 taken[kPlaneStages];
   };
   static_assert(sizeof(Shared) <= kMaxSharedBytes);
 };
