@@ -6,6 +6,7 @@ import torch
 from cases import OPS
 
 from mla_fp8 import reference
+from mla_fp8.formats import EXACT_TERMS
 
 GROUP = 128
 LEAST_SCALE = 2.0**-126
@@ -57,7 +58,7 @@ def test_reference_split_keeps_every_number(dtype):
 def test_reference_split_has_no_term_to_spare(dtype):
     """One fewer leaves an error: it is 2^-4 of a number's binade after one term, and 2^-9 after two."""
     numbers = positive_numbers(dtype).view(-1, GROUP)[-8:]  # normal ones
-    terms = reference.TERMS[dtype] - 1
+    terms = EXACT_TERMS[dtype] - 1
     parts, scale = reference.split(numbers, terms)
     error = (parts.double().sum(0) * scale.double() - numbers.double()).abs()
     _, exponent = torch.frexp(numbers.double())
