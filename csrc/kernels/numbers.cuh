@@ -14,8 +14,8 @@ struct Bf16 {
   static constexpr int kBytes = 2;
   static MLA_FP8_DEVICE float low(u32 word) { return __uint_as_float(word << 16); }
   static MLA_FP8_DEVICE float high(u32 word) { return __uint_as_float(word & 0xffff0000u); }
-  // For split(): two values in the scale at which a number's exponent field is that of the e4m3 that
-  // it is cut to, and what is cut off then. An e4m3 stands at kCutBits and up, its sign apart.
+  // For split(): two values in the scale at which a number's exponent field is that of the e4m3
+  // that it is cut to, and what is cut off then. An e4m3 stands at kCutBits and up, its sign apart.
   static constexpr int kCutBits = 4;
   struct Scale {
     u32 to_least;  // 1 / s in both halves

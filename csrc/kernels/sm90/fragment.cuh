@@ -101,7 +101,7 @@ struct RawRows {
     constexpr int kRowsAtOnce = kWarp / kRowVectors;
     const int lane = threadIdx.x % kWarp, warp_row = lane / kRowVectors;
     const i64 first_row = row - lane / kQuad + warp_row;
-    const i32 rows = static_cast<i32>(min(p.s - first_row, i64{kRows}));  // that exist, from first_row on
+    const i32 rows = static_cast<i32>(min(p.s - first_row, i64{kRows}));  // that exist from there
     const u16* vector = from + first_row * p.x_stride[0] + block * kGroup + lane % kRowVectors * 8;
     const i64 step = kRowsAtOnce * p.x_stride[0];
     u8* to = place(stage) + warp_row * (kRowVectors * kVectorBytes);

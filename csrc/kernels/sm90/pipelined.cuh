@@ -9,9 +9,9 @@
 //              (grid.cuh).
 //
 // 4. Warps     kSplitters threads bring the rows and split them, 8 a row and block; each thread
-//              brings what it splits. The last warpgroup multiplies, scales and stores, with the rows as
-//              wgmma's A in registers; its warps each start the copy of one weight tile. Registers:
-//              64 sums, a product of 64, 16 a term of the fragment.
+//              brings what it splits. The last warpgroup multiplies, scales and stores, with the
+//              rows as wgmma's A in registers; its warps each start the copy of one weight tile.
+//              Registers: 64 sums, a product of 64, 16 a term of the fragment.
 //
 // 5. Pipeline  barrier         producer -> consumer              arrivals     bytes
 //              full[block]     copy engine -> the multiplier     1            16384

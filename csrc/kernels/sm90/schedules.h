@@ -179,11 +179,12 @@ struct Pipelined : Schedule<Rows, Store, kSplitters_ + 1> {
   static constexpr int kStages = kBlocks;
   static constexpr WeightOrder kOrder = lane_order(Base::kLaneColumns);
   static constexpr int kSplitters = kSplitters_ * kWarpgroup;  // threads
-  static constexpr int kSlotRows = kSplitters / kParts, kSlots = kTileM / kSlotRows;  // rows at once; of a thread
+  // Rows at once; of a thread.
+  static constexpr int kSlotRows = kSplitters / kParts, kSlots = kTileM / kSlotRows;
   static constexpr int kPlaneBytes = kTileM * kGroup;
   static_assert(kTileM % kSlotRows == 0 && kTileM <= kWgmmaM && kStages <= Base::kThreads / kWarp);
 
-  // Registers a thread: what a launch gives to all, and what the multiplier then gets from splitters.
+  // Registers a thread: what a launch gives to all, and what splitters then leave the multiplier.
   static constexpr int kRegisters = kRegistersPerSm / (Base::kThreads * kCtas) / kRegisterStep * kRegisterStep;
   static constexpr int kSplitterRegisters = kSplitters_ == 1 ? 64 : 112;
   static constexpr int kLeftRegisters = kRegisters + (kRegisters - kSplitterRegisters) * kSplitters_;
