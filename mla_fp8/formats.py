@@ -15,7 +15,9 @@ MIN_AMAX_FLOOR = 1e-30  # the least floor that a caller may choose: below it 1 /
 SCALE_ROWS_MULTIPLE = 4  # rows of the scales that the ops allocate: 16 bytes of fp32
 
 ACTIVATIONS = (torch.bfloat16, torch.float16)  # what the ops take
-MODES = ("exact", "fp8")  # of activations=: kept whole, as several e4m3 terms, or quantized
+# e4m3 terms, of 4 significant bits each, that hold an activation's 8 or 11.
+EXACT_TERMS = {torch.bfloat16: 2, torch.float16: 3}
+MODES = ("exact", "fp8")  # of activations=: kept whole, as EXACT_TERMS, or quantized
 MAX_EXTENT = 16_384  # of the products' N and K, which are multiples of GROUP
 MAX_PE, PE_STEP = 256, 16  # columns of q_pe, and what they are a multiple of
 WEIGHT_ALIGN_BYTES = 16  # addresses and strides of a weight, as TMA takes them

@@ -8,7 +8,7 @@ of a (token, head) do not depend on the others in the batch. None has a backward
 place, never resized, and must not overlap an input.
 
 With activations="exact", a product takes x as it is: on a GPU as a power of two times a sum of e4m3 terms, two for bf16
-and three for fp16, which is x from 1/900 (fp16: 1/112) of its 1x128 group's largest up, and within 2^-17 of the largest
+and three for fp16, which is x from 1/900 (fp16: 1/112) of its 1x128 group's largest up, and within 2^-16 of the largest
 below. With "fp8", x is rounded to one e4m3 term times a scale, which costs 2.6e-2 of error. See docs/numerics.md.
 
 Sources: DeepSeek-V2 paper (arXiv:2405.04434) section 2.1 and appendix C for MLA; DeepSeek-V3 paper (arXiv:2412.19437)

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from mla_fp8.formats import AMAX_FLOOR, E4M3, FP8_MAX, GROUP, dequantize_blocks, to_fp8
+from mla_fp8.formats import AMAX_FLOOR, E4M3, EXACT_TERMS, FP8_MAX, GROUP, dequantize_blocks, to_fp8
 
 __all__ = [
     "absorb_q",
@@ -38,7 +38,6 @@ MOST_ADDENDS = 2**23  # at a time, in fp64, unless a token has more
 E4M3_FRACTION_BITS = 3
 # Of a number of 7 or 10 fraction bits whose least exponent is an e4m3's.
 LEAST_MULTIPLE = {torch.bfloat16: 2.0 ** (LEAST_EXPONENT - 7), torch.float16: 2.0 ** (LEAST_EXPONENT - 10)}
-TERMS = {torch.bfloat16: 2, torch.float16: 3}  # e4m3, of 4 significant bits each, that hold a number's 8 or 11
 BELOW_1_75 = 0x1FFFFF  # added to the bits of an fp32, it carries into the exponent from 1.75 * 2^e exclusive on
 FP8_MAX_EXPONENT = 8  # 448 = 1.75 * 2^8
 
@@ -68,7 +67,7 @@ def split(x: Tensor, terms: int | None = None) -> tuple[Tensor, Tensor]:
     least = LEAST_MULTIPLE[x.dtype]
     rest = torch.where(rest.abs() < 2.0**LEAST_EXPONENT, (rest / least).round() * least, rest)
     parts = []
-    for _ in range(terms or TERMS[x.dtype]):
+    for _ in range(terms or EXACT_TERMS[x.dtype]):
         part = _cut(rest, _exponent(rest).clamp(min=LEAST_EXPONENT), E4M3_FRACTION_BITS)
         rest = rest - part
         parts.append(part.to(E4M3).flatten(-2))

@@ -19,7 +19,7 @@ from rich.console import Console
 from torch import Tensor
 
 from mla_fp8 import reference
-from mla_fp8.formats import E4M3, FP8_MAX, GROUP
+from mla_fp8.formats import E4M3, EXACT_TERMS, FP8_MAX, GROUP
 
 from ..bench.report import Rows, command_of, cpu_environment, markdown, note, parser_of, progress, write_whole
 
@@ -110,7 +110,7 @@ def measure(kind: str, dtype: torch.dtype, k: int, outputs: int) -> Row:
         rounding=error(want.to(dtype)),
         sums=error(sums),
         bias=float((want.sign() * (sums.double() - want)).sum() / want.abs().sum()),
-        fewer_terms=error(tensor_core_terms(x, reference.TERMS[dtype] - 1, w, w_scale).to(dtype)),
+        fewer_terms=error(tensor_core_terms(x, EXACT_TERMS[dtype] - 1, w, w_scale).to(dtype)),
     )
 
 

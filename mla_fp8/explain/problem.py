@@ -1,11 +1,12 @@
 """The Problem that a call of an op becomes, as csrc/config sees it."""
 
+import torch
+
 from mla_fp8._config import Op, Problem
-from mla_fp8.formats import MODES
+from mla_fp8.formats import EXACT_TERMS, MODES
 
 OUT_BYTES = {"bfloat16": 2, "float16": 2, "float8_e4m3fn": 1}
 ONE_TERM = ("quantize_q_nope", "bmm")  # they take no activations=
-EXACT_TERMS = {"bfloat16": 2, "float16": 3}  # e4m3, of 4 significant bits each, that hold an activation's 8 or 11
 DEFAULT_M_ALIGNMENT = 256  # of quantize_q_nope
 # DeepSeek-V3's extents of a head, by op: n, k.
 DEFAULT_EXTENTS = {
@@ -68,7 +69,7 @@ def problem_for(
         pe=pe,
         m=-(-s // m_alignment) * m_alignment if op == "quantize_q_nope" else 0,
         in_bytes=1 if op == "bmm" else 2,
-        terms=EXACT_TERMS.get(dtype, EXACT_TERMS["bfloat16"]) if exact else 1,
+        terms=EXACT_TERMS.get(getattr(torch, dtype), EXACT_TERMS[torch.bfloat16]) if exact else 1,
         out_bytes=OUT_BYTES[dtype],
         align_bytes=align_bytes,
     )

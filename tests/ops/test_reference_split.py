@@ -6,11 +6,14 @@ import torch
 from cases import OPS
 
 from mla_fp8 import reference
+from mla_fp8.formats import EXACT_TERMS
 
 GROUP = 128
 LEAST_SCALE = 2.0**-126
-# The part of a group's amax from which on a number is its terms' sum; below, it is within 2^-10 of the scale.
-EXACT_FROM = {torch.bfloat16: 1 / 900, torch.float16: 1 / 112}
+LEAST_STEP = 2.0**-9  # of an e4m3
+# In scales: from where on a number is its terms' sum, and by how much one below 2^-6 may be rounded before it is cut.
+EXACT_FROM = {torch.bfloat16: 1 / 4, torch.float16: 2.0}
+MOST_ROUNDED = {torch.bfloat16: 2.0**-14, torch.float16: 2.0**-17}
 
 
 def positive_numbers(dtype):
@@ -44,24 +47,56 @@ def test_reference_split_keeps_every_number(dtype):
     _, scales = reference.split(numbers.unsqueeze(-1).expand(-1, GROUP))
     firsts = (scales[1:] != scales[:-1]).flatten().nonzero().flatten() + 1
     for first, last in zip([0, *firsts.tolist()], [*firsts.tolist(), len(numbers)], strict=True):
-        amax, scale = numbers[last - 1], scales[first].double()
+        amax, scale = numbers[last - 1], scales[first].item()
         x = groups_of(amax, numbers[:last])
         terms, got_scale = reference.split(x)
         assert (got_scale == scale).all()
-        error = (terms.double().sum(0) * scale - x.double()).abs()
-        # The least amax with this scale asks for the most: numbers from this one on.
-        exact = x.double().abs() >= numbers[first].double() * EXACT_FROM[dtype]
-        assert (error <= torch.where(exact | (scale == LEAST_SCALE), 0.0, scale * 2.0**-10)).all(), amax
+        x, terms = x.double(), terms.double()
+        assert (terms * x >= 0).all(), "of its sign"
+        lost = (x - terms.sum(0) * scale) * x.sign() / scale
+        exact = (x.abs() >= scale * EXACT_FROM[dtype]) | (scale == LEAST_SCALE)
+        assert not lost[exact].any(), amax
+        assert ((lost >= -MOST_ROUNDED[dtype]) & (lost < LEAST_STEP - MOST_ROUNDED[dtype])).all(), amax
 
 
 def test_reference_split_has_no_term_to_spare(dtype):
-    """One fewer leaves an error: it is 2^-4 of a number's binade after one term, and 2^-9 after two."""
+    """One fewer leaves what 4 bits a term do not hold: almost 2^-3 of a number's binade after one, 2^-7 after two."""
     numbers = positive_numbers(dtype).view(-1, GROUP)[-8:]  # normal ones
-    terms = reference.TERMS[dtype] - 1
+    terms = EXACT_TERMS[dtype] - 1
     parts, scale = reference.split(numbers, terms)
-    error = (parts.double().sum(0) * scale.double() - numbers.double()).abs()
+    lost = numbers.double() - parts.double().sum(0) * scale.double()
     _, exponent = torch.frexp(numbers.double())
-    assert (error / torch.exp2(exponent - 1.0)).max() == 2.0 ** (1 - 5 * terms)
+    assert (lost / torch.exp2(exponent - 1.0)).max() == 2.0 ** (1 - 4 * terms) - torch.finfo(dtype).eps
+
+
+# By hand, with the scale 1: a number and its terms.
+CUT = {
+    torch.bfloat16: [
+        (255 / 128, (240 / 128, 15 / 128)),
+        (-255 / 128, (-240 / 128, -15 / 128)),
+        (255 / 1024, (240 / 1024, 14 / 1024)),  # below 1/4 the last bit may be below 2^-9
+        (2**-6 + 15 * 2**-13, (2**-6, 0)),
+        (31 * 2**-14, (2**-9, 0)),  # rounded to 16 * 2^-13, which is even
+        (247 * 2**-17, (0, 0)),  # rounded to 15 * 2^-13
+    ],
+    torch.float16: [
+        (2047 / 512, (1920 / 512, 120 / 512, 7 / 512)),
+        (-2047 / 512, (-1920 / 512, -120 / 512, -7 / 512)),
+        (2047 / 1024, (1920 / 1024, 120 / 1024, 6 / 1024)),  # below 2 as well
+        (2**-6 + 127 * 2**-16, (2**-6, 0, 0)),
+        (255 * 2**-17, (2**-9, 0, 0)),  # rounded to 128 * 2^-16, which is even
+        (509 * 2**-18, (0, 0, 0)),  # rounded to 127 * 2^-16
+    ],
+}
+
+
+def test_reference_split_cuts_each_term(dtype):
+    for number, want in CUT[dtype]:
+        x = torch.zeros(GROUP, dtype=dtype)
+        x[0], x[9] = 256, number
+        assert x[9].item() == number
+        terms, scale = reference.split(x)
+        assert scale.item() == 1 and tuple(terms[:, 9].tolist()) == want, number
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
