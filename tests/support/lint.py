@@ -166,7 +166,7 @@ def names_of_files() -> Iterator[str]:
             if not there.exists() or (anchor and anchor not in slugs):
                 yield f"{name_of(page)}: links to {target}#{anchor}, which does not exist"
         listed = page.name in (ROOT / "docs" / "README.md").read_text()
-        if page.parent.name == "docs" and page.name != "README.md" and not listed:
+        if page.parent == ROOT / "docs" and page.name != "README.md" and not listed:
             yield f"docs/README.md: must list {page.name}"
 
 
