@@ -95,7 +95,7 @@ def _other(rows: Rows, belongs: Callable[[Mapping[str, Any]], bool]) -> str:
 
 
 def cpu(rows: Rows) -> str:
-    """Per op: ms, and in brackets its ratio to the faster fp32 bmm."""
+    """Per op: ms, and in brackets its ratio to the fastest torch.bmm."""
     s_values = sorted({row["s"] for row in rows})
     lines = []
     for op, name in dict.fromkeys((row["op"], row["contender"]) for row in rows):
