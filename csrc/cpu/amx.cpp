@@ -15,7 +15,8 @@
 // Cost. 16 cycles for 16 rows x 16 columns x 32 k, be it one row or sixteen; 0.13 cycles to decode
 // a weight. A tile's sums reach memory some 60 cycles after its last product, and what was stored
 // has to reach the cache before a tile loads it. Therefore both are done meanwhile: while tiles
-// multiply, the sums before are accumulated and the next panel is decoded.
+// multiply, the sums before are accumulated and the next panel is decoded. Activations of the next
+// rows are prefetched too: at S = 128 that is worth 5% of v_up's time.
 #include "cpu/gemm.h"
 
 #if defined(__x86_64__)
@@ -242,6 +243,22 @@ MLA_FP8_INLINE void configure_tiles(int64_t rows) {
   ldtilecfg(config);
 }
 
+// Part `part` of `parts` of rows [begin, end) of those that most likely come next, into L2.
+MLA_FP8_INLINE void prefetch_next_rows(const Product& product, const TileRange& range, int64_t begin, int64_t end,
+                                       int64_t part, int64_t parts) {
+  const bool same_head = range.row_end < product.s;
+  const int64_t row = same_head ? range.row_end : 0;
+  const int64_t head = same_head || range.head + 1 == product.heads ? range.head : range.head + 1;
+  const int64_t lines = product.k * bytes_per_element(product.x_dtype) / kCacheLineBytes;
+  for (int64_t r = row + begin; r < row + end && r < product.s; ++r) {
+    const auto* in = static_cast<const char*>(
+        element(product.x, product.x_dtype, head * product.x_stride[1] + r * product.x_stride[0]));
+    for (int64_t line = part * lines / parts; line < (part + 1) * lines / parts; ++line) {
+      __builtin_prefetch(in + line * kCacheLineBytes, 0, 2);
+    }
+  }
+}
+
 void run_exact(const Product& product, const TileRange& range, Scratch& scratch) {
   static const WeightTable table;
   const int64_t rows = range.row_end - range.row_begin;
@@ -283,7 +300,9 @@ void run_exact(const Product& product, const TileRange& range, Scratch& scratch)
       const int64_t slot = (keep_blocks ? at.p * rows : 0) + row;
       const bool decodes = row + tile_rows >= rows && i + 1 < steps;
       multiply_tiles(a + slot * terms * kScaleGroup, terms, panel(i), values[tile % 2], [&](int64_t step) {
-        accumulate(before, step * kTileRows / kTileSteps, (step + 1) * kTileRows / kTileSteps);
+        const int64_t begin = step * kTileRows / kTileSteps, end = (step + 1) * kTileRows / kTileSteps;
+        accumulate(before, begin, end);
+        prefetch_next_rows(product, range, row + begin, row + end, i, steps);
         if (decodes) decode(i + 1, step);
       });
       before = {values[tile % 2],
