@@ -39,5 +39,6 @@ PYTHON
   tests=("${products[@]}")
   if [ "$cpu" = AUTO ]; then tests+=("${others[@]}"); fi
   CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all" \
-    LD_PRELOAD=$preload "$python" -S "$scripts/pytest" -q -p no:cacheprovider --capture=sys "${tests[@]}" ${PYTEST_ARGS:-}
+    LD_PRELOAD=$preload "$python" -S "$scripts/pytest" -q -p no:cacheprovider --capture=sys \
+    -o pythonpath="tests/support tests/integrations tests/weights" "${tests[@]}" ${PYTEST_ARGS:-}  # without "."
 done
