@@ -96,19 +96,14 @@ def _other(rows: Rows, belongs: Callable[[Mapping[str, Any]], bool]) -> str:
 
 
 def cpu(rows: Rows) -> str:
-    """Per op: ms, and in brackets its ratio to the faster fp32 bmm."""
+    """Per op: ms, and in brackets its ratio to the fastest torch.bmm."""
     s_values = sorted({row["s"] for row in rows})
     lines = []
     for op, name in dict.fromkeys((row["op"], row["contender"]) for row in rows):
         found = {row["s"]: row for row in rows if row["op"] == op and row["contender"] == name}
         cells = [f"{found[s]['ms']:.2f} ({found[s]['ratio']:.2f})" if s in found else "" for s in s_values]
         own = name.startswith("mla_fp8")
-        lines.append(
-            [
-                f"**{op}{', fp8 activations' * name.endswith(', fp8')}**" if own else name,
-                *(f"**{cell}**" if own else cell for cell in cells),
-            ]
-        )
+        lines.append([f"**{op}**" if own else name, *(f"**{cell}**" if own else cell for cell in cells)])
     told = f"ms, median; H = {rows[0]['heads']}, {rows[0]['threads']} threads"
     origin = ("cpu", "capability", "torch", "commit", "date")
     return markdown(["", *(f"S = {s}" for s in s_values)], lines) + note(told, rows[0], *origin)

@@ -18,6 +18,7 @@ constexpr float kE4m3MinNormal = 0x1p-6f;
 constexpr uint32_t kE4m3Nan = 0x7f;  // e4m3fn: the one NaN code of each sign, and no infinity
 constexpr int kE4m3MantissaBits = 3;
 constexpr int kE4m3Bias = 7;
+constexpr int kBf16MantissaBits = 7;
 constexpr int kFp16MantissaBits = 10;
 constexpr int kFp16Bias = 15;
 constexpr int kFp32MantissaBits = 23;

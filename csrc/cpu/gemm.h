@@ -10,6 +10,7 @@
 namespace mla_fp8::cpu {
 
 inline constexpr int64_t kScratchRows = 132;  // a multiple of every instruction set's row tile
+inline constexpr int64_t kPaddingRows = 16;   // what a row tile may read past the rows
 inline constexpr int64_t kMaxBlocks = 4;      // k-blocks of rows kept at once: all of o_latent's
 inline constexpr int64_t kMaxColumns = 512;   // one head of w_uk
 inline constexpr int64_t kMinColumns = 64;    // a multiple of every instruction set's panel width
@@ -21,12 +22,13 @@ struct TileRange {
   int64_t head, row_begin, row_end, n_begin, n_end;
 };
 
-// What one thread works in: 264 KiB + 32 KiB + 264 KiB. The panel stays in L1, and what a tile uses
+// What one thread works in: 272 KiB + 32 KiB + 264 KiB. The panel stays in L1, and what a tile uses
 // of the rest stays in L2.
 struct alignas(64) Scratch {
-  // k-blocks of the rows: e4m3 values, or exact ones / a_scale, * kActivationLift, in fp32.
-  float a[kMaxBlocks * kScratchRows * kScaleGroup];
-  // A k-block of some columns, [k][column]: weights / kActivationLift.
+  // k-blocks of the rows: e4m3 values or exact ones / a_scale, * kActivationLift, in fp32. With AMX
+  // exact ones / a_scale, in bf16.
+  float a[(kMaxBlocks * kScratchRows + kPaddingRows) * kScaleGroup];
+  // A k-block of some columns, [k][column]: weights / kActivationLift. With AMX two, in bf16.
   float panel[kScaleGroup * kMinColumns];
   float acc[kScratchRows * kMaxColumns];
   float a_scale[kMaxBlocks * kScratchRows];
@@ -42,6 +44,7 @@ struct Kernels {
 const Kernels& portable_kernels();
 const Kernels* avx2_kernels();    // null where this build's target is not x86-64
 const Kernels* avx512_kernels();
+const Kernels* amx_kernels();
 const Kernels& best_kernels();    // for the machine this runs on, chosen once
 
 }  // namespace mla_fp8::cpu

@@ -19,5 +19,6 @@ void quantize_q_nope(const QuantizeArgs& args, const ParallelFor& parallel_for);
 
 }  // namespace mla_fp8::cpu
 
-// The instruction set in use: "avx512", "avx2" or "portable". All three give the same bits.
+// The instruction set in use: "amx", "avx512", "avx2" or "portable". All give the same bits, but of
+// exact activations amx has its own.
 extern "C" __attribute__((visibility("default"))) const char* mla_fp8_cpu_instruction_set();

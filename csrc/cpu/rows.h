@@ -64,12 +64,13 @@ MLA_FP8_INLINE float quantize_lifted(float* x) {
 // below 2^-94 of the largest get subnormal. Its product with a weight's scale does not overflow
 // where the result does not, and a subnormal product is off by less than half a step of the result.
 // It is NaN where a value is NaN or Inf, and makes all that the row gives NaN.
+constexpr uint32_t kLeastExponent = kFp32Bias - 32, kMostExponent = kFp32Bias + 32;
 MLA_FP8_INLINE float range_scale(const float* x) {
-  constexpr uint32_t kLeast = kFp32Bias - 32, kMost = kFp32Bias + 32;
   const uint32_t amax = group_amax(x, 0.0f);
   if (amax >= kFp32Inf) return float_of(kFp32Nan);
   const uint32_t exponent = amax >> kFp32MantissaBits;
-  const uint32_t nearest = exponent < kLeast ? kLeast : exponent > kMost ? kMost : exponent;
+  const uint32_t at_least = exponent < kLeastExponent ? kLeastExponent : exponent;
+  const uint32_t nearest = at_least > kMostExponent ? kMostExponent : at_least;
   return float_of((kFp32Bias + exponent - nearest) << kFp32MantissaBits);
 }
 

@@ -95,11 +95,12 @@ MLA_FP8_INLINE void multiply_rows(int64_t rows, const float* a, const float* a_s
   multiply_panel<Isa, Panel, kRows>(a, a_scale, panel, w_scale, first, acc, acc_stride);
 }
 
-// Blocks [p_begin, p_end) of the rows, as lifted values with a scale each, into scratch.a and
-// scratch.a_scale, [block][row]. A row is a token whose neighbours are H rows away, so the ones
-// ahead are prefetched into the cache.
-MLA_FP8_INLINE void load_activations(const Product& product, const TileRange& range, int64_t p_begin, int64_t p_end,
-                                     Scratch& scratch) {
+// Calls place(in, row, p, slot) for each row of the tile and each of the blocks [p_begin, p_end):
+// `in` has 128 activations, whose place in scratch is `slot`, [block][row]. A row is a token whose
+// neighbours are H rows away, so the ones ahead are prefetched into the cache.
+template <class Place>
+MLA_FP8_INLINE void each_group(const Product& product, const TileRange& range, int64_t p_begin, int64_t p_end,
+                               const Place& place) {
   constexpr int64_t kBytesAhead = 2048;
   const int64_t rows = range.row_end - range.row_begin;
   const int64_t row_bytes = (p_end - p_begin) * kScaleGroup * bytes_per_element(product.x_dtype);
@@ -114,26 +115,56 @@ MLA_FP8_INLINE void load_activations(const Product& product, const TileRange& ra
       for (int64_t byte = 0; byte < row_bytes; byte += kCacheLineBytes) __builtin_prefetch(ahead + byte);
     }
     for (int64_t p = p_begin; p < p_end; ++p) {
-      const int64_t slot = (p - p_begin) * rows + r;
-      float* x = scratch.a + slot * kScaleGroup;
-      load_row(element(in, product.x_dtype, (p - p_begin) * kScaleGroup), product.x_dtype, kScaleGroup, x);
-      if (product.x_dtype == Dtype::kE4m3) {
-        for (int64_t k = 0; k < kScaleGroup; ++k) x[k] *= kActivationLift;
-        scratch.a_scale[slot] = product.x_scale[range.head * product.x_scale_stride[1] +
-                                                row * product.x_scale_stride[0] + p * product.x_scale_stride[2]];
-      } else if (product.terms > 1) {
-        const float scale = range_scale(x);
-        for (int64_t k = 0; k < kScaleGroup; ++k) x[k] *= kActivationLift / scale;
-        scratch.a_scale[slot] = scale;
-      } else {
-        scratch.a_scale[slot] = quantize_lifted(x);
-      }
+      place(element(in, product.x_dtype, (p - p_begin) * kScaleGroup), row, p, (p - p_begin) * rows + r);
     }
   }
 }
 
-// The accumulators leave, and q_pe beside them.
-MLA_FP8_INLINE void store_tile(const Product& product, const TileRange& range, Scratch& scratch) {
+// Blocks [p_begin, p_end) of the rows, as lifted values with a scale each, into scratch.a and
+// scratch.a_scale.
+MLA_FP8_INLINE void load_activations(const Product& product, const TileRange& range, int64_t p_begin, int64_t p_end,
+                                     Scratch& scratch) {
+  each_group(product, range, p_begin, p_end, [&](const void* in, int64_t row, int64_t p, int64_t slot) {
+    float* x = scratch.a + slot * kScaleGroup;
+    load_row(in, product.x_dtype, kScaleGroup, x);
+    if (product.x_dtype == Dtype::kE4m3) {
+      for (int64_t k = 0; k < kScaleGroup; ++k) x[k] *= kActivationLift;
+      scratch.a_scale[slot] = product.x_scale[range.head * product.x_scale_stride[1] + row * product.x_scale_stride[0] +
+                                              p * product.x_scale_stride[2]];
+    } else if (product.terms > 1) {
+      const float scale = range_scale(x);
+      for (int64_t k = 0; k < kScaleGroup; ++k) x[k] *= kActivationLift / scale;
+      scratch.a_scale[slot] = scale;
+    } else {
+      scratch.a_scale[slot] = quantize_lifted(x);
+    }
+  });
+}
+
+// q_pe leaves, beside a head's first columns.
+MLA_FP8_INLINE void store_pe(const Product& product, const TileRange& range) {
+  if (product.pe == 0 || range.n_begin != 0) return;
+  const float reciprocal = product.out_scale != nullptr ? 1.0f / *product.out_scale : 1.0f;
+  for (int64_t row = range.row_begin; row < range.row_end; ++row) {
+    const void* pe =
+        element(product.q_pe, product.x_dtype, range.head * product.q_pe_stride[1] + row * product.q_pe_stride[0]);
+    void* out = element(product.out, product.out_dtype,
+                        range.head * product.out_stride[1] + row * product.out_stride[0] + product.n);
+    if (product.out_dtype == product.x_dtype) {
+      std::memcpy(out, pe, static_cast<size_t>(product.pe * bytes_per_element(product.x_dtype)));
+      continue;
+    }
+    for (int64_t begin = 0; begin < product.pe; begin += kScaleGroup) {
+      const int64_t count = product.pe - begin < kScaleGroup ? product.pe - begin : kScaleGroup;
+      float x[kScaleGroup];
+      load_row(element(pe, product.x_dtype, begin), product.x_dtype, count, x);
+      store_row(x, count, element(out, product.out_dtype, begin), product.out_dtype, reciprocal);
+    }
+  }
+}
+
+// The accumulators leave.
+MLA_FP8_INLINE void store_tile(const Product& product, const TileRange& range, const Scratch& scratch) {
   const int64_t columns = range.n_end - range.n_begin;
   const float reciprocal = product.out_scale != nullptr ? 1.0f / *product.out_scale : 1.0f;
   for (int64_t row = range.row_begin; row < range.row_end; ++row) {
@@ -147,19 +178,6 @@ MLA_FP8_INLINE void store_tile(const Product& product, const TileRange& range, S
       store_codes(x, columns, 1.0f / scale, static_cast<uint8_t*>(out));
     } else {
       store_row(x, columns, out, product.out_dtype, reciprocal);
-    }
-    if (product.pe == 0 || range.n_begin != 0) continue;
-    const void* pe =
-        element(product.q_pe, product.x_dtype, range.head * product.q_pe_stride[1] + row * product.q_pe_stride[0]);
-    void* pe_out = element(product.out, product.out_dtype, row_offset + product.n);
-    if (product.out_dtype == product.x_dtype) {
-      std::memcpy(pe_out, pe, static_cast<size_t>(product.pe * bytes_per_element(product.x_dtype)));
-    } else {
-      for (int64_t begin = 0; begin < product.pe; begin += kScaleGroup) {  // scratch.a has served
-        const int64_t count = product.pe - begin < kScaleGroup ? product.pe - begin : kScaleGroup;
-        load_row(element(pe, product.x_dtype, begin), product.x_dtype, count, scratch.a);
-        store_row(scratch.a, count, element(pe_out, product.out_dtype, begin), product.out_dtype, reciprocal);
-      }
     }
   }
 }
@@ -188,6 +206,11 @@ MLA_FP8_INLINE const uint8_t* weights_at(const Product& product, const TileRange
          step.p * kScaleGroup;
 }
 
+MLA_FP8_INLINE float weight_scale(const Product& product, int64_t head, int64_t n, int64_t p) {
+  return product.w_scale[head * product.w_scale_stride[0] + n / kScaleGroup * product.w_scale_stride[1] +
+                         p * product.w_scale_stride[2]];
+}
+
 template <class Isa, class Panel>
 MLA_FP8_INLINE void multiply_tile(const Product& product, const TileRange& range, Scratch& scratch) {
   const int64_t rows = range.row_end - range.row_begin;
@@ -202,13 +225,10 @@ MLA_FP8_INLINE void multiply_tile(const Product& product, const TileRange& range
     const uint8_t* w = weights_at<Isa>(product, range, i, keep_blocks);
     const Ahead ahead = {weights_at<Isa>(product, range, i + 1, keep_blocks),
                          weights_at<Isa>(product, range, i + kStepsAhead, keep_blocks)};
-    const int64_t n = range.n_begin + step.column;
     const int64_t slot = keep_blocks ? step.p * rows : 0;
     if (!keep_blocks && step.column == 0) load_activations(product, range, step.p, step.p + 1, scratch);
     Panel::decode(w, product.w_stride[1], ahead, panel);
-    const float w_scale =
-        product.w_scale[range.head * product.w_scale_stride[0] + n / kScaleGroup * product.w_scale_stride[1] +
-                        step.p * product.w_scale_stride[2]];
+    const float w_scale = weight_scale(product, range.head, range.n_begin + step.column, step.p);
     for (int64_t row = 0; row < rows; row += Isa::kRowTile) {
       multiply_rows<Isa, Panel, Isa::kRowTile>(rows - row, scratch.a + (slot + row) * kScaleGroup,
                                                scratch.a_scale + slot + row, panel, w_scale, step.p == 0,
@@ -225,6 +245,7 @@ void run_tile(const Product& product, const TileRange& range, Scratch& scratch) 
     multiply_tile<Isa, typename Isa::WidePanel>(product, range, scratch);
   }
   store_tile(product, range, scratch);
+  store_pe(product, range);
 }
 
 }  // namespace

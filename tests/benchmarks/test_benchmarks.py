@@ -312,36 +312,41 @@ def fake_clock(monkeypatch, pools):
     monkeypatch.setattr(timing, "interleave", lambda names, n: {name: [float(len(name))] * n for name in names})
 
 
-def test_tiles_measure_every_tile_and_torch(fake_clock, pools):
-    row = tiles.compare(pools, sides.SIDES["front576"], 3, 2, Device())
+@pytest.mark.parametrize(("activations", "peers"), [("exact", {"torch.bmm kn", "torch.bmm nk"}), ("fp8", set())])
+def test_tiles_measure_every_tile_and_torch_beside_exact(fake_clock, pools, activations, peers):
+    row = tiles.compare(pools, sides.SIDES["front576"], 3, 2, activations, Device())
     names = row["us"] | row["probed_us"]
-    kept = [one.config.tile for one in tiles.candidates(sides.SIDES["front576"].problem(3, 2)) if one.kept]
-    assert {tile.symbol for tile in kept if tile.align_bytes == 16} | {"torch.bmm kn", "torch.bmm nk"} == set(names)
+    problem = sides.SIDES["front576"].problem(3, 2, activations)
+    kept = [one.config.tile for one in tiles.candidates(problem) if one.kept]
+    assert {tile.symbol for tile in kept if tile.align_bytes == 16} | peers == set(names)
     assert row["chosen"] in row["us"] and all(us == len(name) for name, us in names.items())
     assert set(row["probed_us"]) == {n for n in names if len(n) >= tiles.SLOW * min(map(len, names))} - {row["chosen"]}
 
 
 def test_tiles_go_on_where_they_were_cut_off(fake_clock, monkeypatch, tmp_path):
-    """First within no budget, then one case; then two more beside it, which keeps its row; then from the start."""
+    """First within no budget, then one case; then more beside it, which keeps its row; then from the start."""
 
     def cases(*words):
         monkeypatch.setattr(sys, "argv", ["tiles.py", "--json", str(file), "--sides", "front512", "--commit", *words])
         status = tiles.main()
-        return status, [(row["heads"], row["s"], row["commit"]) for row in report.read(file)] if file.exists() else []
+        rows = report.read(file) if file.exists() else []
+        return status, [(row["heads"], row["s"], row["activations"], row["commit"]) for row in rows]
 
     file = tmp_path / "new" / "tiles.json"
     monkeypatch.setattr(tiles, "LIMIT", 99)
     assert cases("a", "--budget-s", "-1") == (3, [])
-    assert cases("a", "--s", "1", "--heads", "2") == (0, [(2, 1, "a")])
-    assert cases("b", "--s", "1,3", "--heads", "2", "--resume") == (0, [(2, 1, "a"), (2, 3, "b")])
-    assert cases("c", "--s", "3", "--heads", "2") == (0, [(2, 3, "c")])
+    assert cases("a", "--s", "1", "--heads", "2", "--activations", "fp8") == (0, [(2, 1, "fp8", "a")])
+    more = [(2, 1, "exact", "b"), (2, 3, "exact", "b"), (2, 3, "fp8", "b")]
+    assert cases("b", "--s", "1,3", "--heads", "2", "--resume") == (0, [(2, 1, "fp8", "a"), *more])
+    assert cases("c", "--s", "3", "--heads", "2") == (0, [(2, 3, "exact", "c"), (2, 3, "fp8", "c")])
 
 
 def test_tiles_list_is_the_published_one(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["tiles.py", "--list"])
     assert tiles.main() == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 14 * 19 * 6 and lines[0].split() == ["front512", "H=4", "S=1"]
+    assert len(lines) == 14 * 19 * (5 * 2 + 1), "both kinds of activations, but gemm's, which are FP8"
+    assert [line.split() for line in lines[:2]] == [["front512", mode, "H=4", "S=1"] for mode in ("exact", "fp8")]
     text = (ROOT / "docs" / "configuration.md").read_text().replace("\n", " ")
     for name, numbers in (("H", tiles.HEADS), ("S", tiles.S)):
         assert f"{name} in {', '.join(map(str, numbers))}" in text, "the page has the list"
@@ -349,6 +354,7 @@ def test_tiles_list_is_the_published_one(monkeypatch, capsys):
 
 def test_tiles_table_shows_the_worst_choice_what_a_tile_is_for_and_faster_peers(tmp_path):
     case = {"side": "front512", "heads": 128, "s": 1, "gpu": "NVIDIA H100 80GB HBM3", "torch": "2", "date": "today"}
+    case["activations"] = "exact"
     case["device"] = {"num_sms": 1}  # of the GPU that was measured: the choice is another than on a whole H100
     chosen = select_config(sides.SIDES["front512"].problem(1, 128), Device(num_sms=1)).tile.symbol
     assert chosen != select_config(sides.SIDES["front512"].problem(1, 128)).tile.symbol
@@ -358,5 +364,5 @@ def test_tiles_table_shows_the_worst_choice_what_a_tile_is_for_and_faster_peers(
     filled = tables.fill("<!-- table: tiles -->\n<!-- end -->\n", tmp_path)
     worst = f"H = 128, S = 1: 1.250, {chosen} beside fast"
     assert worst in filled and "not measured" in filled and "| H = 128, S = 1: 1.11 |\n" in filled
-    assert f"| fast | 1 | 1.25x {chosen}: absorb_q, [S,H,512] bf16, H = 128, S = 1, 4.00 µs |\n" in filled
+    assert f"| fast | 1 | 1.25x {chosen}: absorb_q, [S,H,512] bf16, exact, H = 128, S = 1, 4.00 µs |\n" in filled
     assert "| slow | 0 |  |\n" in filled and "NVIDIA H100 80GB HBM3, 2, None, today" in filled

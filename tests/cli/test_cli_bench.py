@@ -13,6 +13,7 @@ from mla_fp8.__main__ import main, parser
 from mla_fp8.cli import bench, facts
 
 ROOT = Path(__file__).resolve().parents[2]
+PEERS = [f"{dtype} bmm {layout}" for dtype in ("fp32", "bf16") for layout in ("[H,K,N]", "[H,N,K]ᵀ")]
 SMALL = ["--device", "cpu", "--s", "1,3", "--heads", "1,2", "--rounds", "5", "--threads", "1"]
 
 
@@ -104,9 +105,9 @@ def measured(tmp_path_factory):
 
 def test_bench_measures_every_case(measured):
     printed, values, _ = measured
-    cases = [(row["contender"], row["s"], row["heads"]) for row in values["rows"] if "mla_fp8" in row["contender"]]
-    names = [f"mla_fp8.{op}{kind}" for op in ("absorb_q", "v_up") for kind in ("", ", fp8")]
-    assert sorted(cases) == sorted((name, s, h) for name in names for s in (1, 3) for h in (1, 2))
+    cases = [(row["op"], row["contender"], row["s"], row["heads"]) for row in values["rows"]]
+    names = [(op, name) for op in ("absorb_q", "v_up") for name in (f"mla_fp8.{op}", "fp8 activations", *PEERS)]
+    assert sorted(cases) == sorted((*name, s, h) for name in names for s in (1, 3) for h in (1, 2))
     assert all(row["ms"] > 0 and row["samples"] == 5 for row in values["rows"])
     assert printed.startswith("cpu: mla_fp8 ") and "\x1b" not in printed
 
@@ -117,7 +118,7 @@ def test_bench_errors_are_from_exact_arithmetic(measured):
         low, high = (0, 1e-5) if "fp32" in row["contender"] else (1.2e-3, 2.2e-3)  # few rows: the mean scatters
         if "bf16 bmm" in row["contender"]:
             low, high = 1.8e-3, 3e-3  # of the weights and of the result
-        if row["contender"].endswith(", fp8"):
+        if row["contender"] == "fp8 activations":
             low, high = 1.5e-2, 4e-2
         assert low < row["error"] < high, row
     assert "error from exact arithmetic" in printed and "target" not in printed

@@ -34,8 +34,8 @@ def problem(op: Op, **extents: int) -> Problem:
 def test_phased_tile_where_all_ctas_run_at_once_only():
     """A CTA an SM: with one head more than SMs, some would wait for others that cannot have begun."""
     num_sms = Device().num_sms
-    assert select_config(problem(Op.absorb_q, s=600, heads=num_sms)).tile.phased
-    assert not select_config(problem(Op.absorb_q, s=600, heads=num_sms + 1)).tile.phased
+    assert select_config(problem(Op.absorb_q, s=2048, heads=num_sms)).tile.phased
+    assert not select_config(problem(Op.absorb_q, s=2048, heads=num_sms + 1)).tile.phased
 
 
 @pytest.fixture(scope="module")

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
 # AddressSanitizer and UBSan over the CPU tests: both libraries are built with them into build/sanitize, beside the normal build,
 # once for each CPU instruction set. The first thing they find ends the process. Minutes, on any machine with GCC.
-#   bash tests/support/sanitize_cpu.sh [AUTO|avx2|portable ...]
+#   bash tests/support/sanitize_cpu.sh [AUTO|avx512|avx2|portable ...]
 #   PYTEST_ARGS="--fuzz-cases=1000" bash tests/support/sanitize_cpu.sh
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=$(realpath -s "${PYTHON:-.venv/bin/python}")
 packages=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 scripts=$(dirname "$python")
-products=(tests/ops/test_{absorb_q,absorb_q_views,bmm,quantize_q_nope,v_up,v_up_quantized}.py
+products=(tests/ops/test_{absorb_q,absorb_q_views,bmm,exact_cpu,quantize_q_nope,v_up,v_up_quantized}.py
   tests/ops/test_ops_{batch_invariance,fuzz,out}.py)
 others=(tests/config/test_config{,_fuzz}.py tests/ops/test_ops_{extremes,rejects,rejects_out}.py
   tests/weights/test_weights{,_fuzz}.py)  # the same for every instruction set
 
 mkdir -p build/sanitize
-for cpu in ${*:-AUTO avx2 portable}; do
+for cpu in ${*:-AUTO avx512 avx2 portable}; do
   build=$PWD/build/sanitize/$cpu
   PATH=$scripts:$PATH cmake -S . -B "$build" -G Ninja -DMLA_FP8_CPU="$cpu" -DMLA_FP8_NVCC=OFF -DPython_EXECUTABLE="$python" \
     -DMLA_FP8_SANITIZE=address,undefined,float-cast-overflow -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" >"$build.log"
@@ -39,5 +39,6 @@ PYTHON
   tests=("${products[@]}")
   if [ "$cpu" = AUTO ]; then tests+=("${others[@]}"); fi
   CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all" \
-    LD_PRELOAD=$preload "$python" -S "$scripts/pytest" -q -p no:cacheprovider --capture=sys "${tests[@]}" ${PYTEST_ARGS:-}
+    LD_PRELOAD=$preload "$python" -S "$scripts/pytest" -q -p no:cacheprovider --capture=sys \
+    -o pythonpath="tests/support tests/integrations tests/weights" "${tests[@]}" ${PYTEST_ARGS:-}  # without "."
 done
