@@ -34,10 +34,11 @@ PEER, TRITON = "torch.bmm", "fused Triton kernel"
 
 
 def gpu(rows: Rows) -> str:
-    """Per side: ours, the floor, Triton, the fastest other; in brackets what ours is faster by."""
+    """Per side: ours, the floor, Triton, the fastest other; in brackets what ours is faster by; and the errors."""
     timed = [row for row in rows if row.get("us") and row["heads"] == HEADS]
     s_values = sorted({row["s"] for row in timed})
     others: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+        "ours, activations in FP8": lambda row: row["ours"] and row["contender"].endswith(", fp8"),
         "the same bytes, no mathematics": lambda row: row["contender"] == FLOOR,
         "one fused Triton kernel": lambda row: TRITON in row["contender"],
         "fastest of the others": _is_peer,
@@ -46,11 +47,15 @@ def gpu(rows: Rows) -> str:
     for side in SIDES.values():
         by_s = [[row for row in timed if row["side"] == side.name and row["s"] == s] for s in s_values]
         if any(by_s):
-            lines += [[f"**{side.label}**", *(_own(case) for case in by_s)]]
-            lines += [[name, *(_other(case, belongs) for case in by_s)] for name, belongs in others.items()]
+            own = [one for case in by_s if (one := _own_row(case))]
+            lines += [[f"**{side.label}**", *(_own(case) for case in by_s), f"**{_error(own)}**"]]
+            for name, belongs in others.items():
+                fastest = [min(of_s, key=_us) for case in by_s if (of_s := [row for row in case if belongs(row)])]
+                lines += [[name, *(_other(case, belongs) for case in by_s), _error(fastest)]]
     lines = [line for line in lines if line[0].startswith("**") or any(line[1:])]
-    told = f"µs, median, weights cold, H = {HEADS}; in brackets, that time over ours"
-    return markdown(["", *(f"S = {s}" for s in s_values)], lines) + note(told, timed[0])
+    told = f"µs, median, weights cold, H = {HEADS}; in brackets, that time over ours; error, relative, from exact"
+    told += " arithmetic on the FP8 checkpoint, the largest of these S"
+    return markdown(["", *(f"S = {s}" for s in s_values), "error"], lines) + note(told, timed[0])
 
 
 def heads(rows: Rows) -> str:
@@ -78,9 +83,24 @@ def _is_peer(row: Mapping[str, Any]) -> bool:
     return not (row["ours"] or row["contender"] == FLOOR or TRITON in row["contender"])
 
 
+def _own_row(rows: Rows) -> Mapping[str, Any] | None:
+    """The first of ours is the op; others are its other mode and its parts."""
+    return next((row for row in rows if row["ours"]), None)
+
+
 def _own_us(rows: Rows) -> float | None:
-    """The first of ours is the op; others are its parts."""
-    return next((row["us"] for row in rows if row["ours"]), None)
+    own = _own_row(rows)
+    return None if own is None else float(own["us"])
+
+
+def _us(row: Mapping[str, Any]) -> float:
+    return float(row["us"])
+
+
+def _error(rows: Rows) -> str:
+    """The largest of them; none of rows that compute nothing."""
+    errors = [row["relative_error"] for row in rows if row["contender"] != FLOOR]
+    return f"{max(errors):.1e}".replace("e-0", "e-") if errors else ""
 
 
 def _own(rows: Rows) -> str:

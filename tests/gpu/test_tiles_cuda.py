@@ -21,6 +21,7 @@ from product_inputs import (
 
 from mla_fp8 import reference
 from mla_fp8.config import Op, forced_tile, tiles
+from mla_fp8.formats import EXACT_TERMS
 
 pytestmark = pytest.mark.gpu
 TOKENS, HEADS = 130, 5  # a last row tile with 2 rows, whatever the tile
@@ -33,7 +34,7 @@ def runnable(op, out_bytes, terms=1):
 
 
 def terms_of(dtype, activations):
-    return reference.TERMS[dtype] if activations == "exact" else 1
+    return EXACT_TERMS[dtype] if activations == "exact" else 1
 
 
 def same_from_every_tile(symbols, call, want):
