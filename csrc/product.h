@@ -6,7 +6,8 @@
 //                                         * (x_val[s,h,128 k..] . w[h,n,128 k..])
 //     out[s,h,N:] = q_pe[s,h,:]
 //
-// where x_val, x_scale are the 1x128 quantization of a 16-bit x (docs/numerics.md), or are given.
+// where x_val, x_scale are the 1x128 quantization of a 16-bit x or the terms that hold it
+// (docs/numerics.md), or are given.
 // What each op calls them:
 //
 //                     s  heads  n  k    x         w     q_pe  out

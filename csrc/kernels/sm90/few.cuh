@@ -1,14 +1,14 @@
 // FewRows: few rows a head, with swap AB.
 //
 // 1. Formula   out[s,h,:n] = sum over blocks k of  x_scale[k] * w_scale[n/128,k]
-//                            * (e4m3(x[s,h,128 k..] / x_scale[k]) . w[h,:,128 k..]), rounded once
+//                            * (terms of x[s,h,128 k..] . w[h,:,128 k..]), rounded once
 //
 // 2. Tensors   as in product.h; x, q_pe and out aligned to 16 bytes.
 //
 // 3. Grid      A CTA holds kTileN columns of one head's weights and takes row tiles of kTokens rows
 //              (grid.cuh).
 //
-// 4. Warps     All threads load and quantize the rows, 8 threads a row and block, and copy q_pe.
+// 4. Warps     All threads load and split the rows, 8 threads a row and block, and copy q_pe.
 //              Then each warpgroup multiplies its kTiles tiles of 64 weight rows by them. The
 //              weights are wgmma's A, so a thread keeps kTokens / 2 sums of a tile and block, and a
 //              CTA so little that the next launch's CTAs fit beside it and bring their weights to
@@ -25,15 +25,16 @@
 //              full completes once a launch. Where a row shares a scale, two more CTA barriers
 //              exchange the warps' amax and the rows' multipliers.
 //
-// 6. Shared memory   w 8192 bytes a tile and block, rows 128 kTokens a block (e4m3), both in the
+// 6. Shared memory   w 8192 bytes a tile and block, rows 128 kTokens a block and term, both in the
 //              128-byte swizzle; the rows' scales; amax and multipliers; barriers.
 //
 // 7. Cost      Bytes: x and out once, weights once a CTA. Bound by memory, and at few rows by what
 //              surrounds a launch.
 //
-// 8. Numerics  The 1x128 quantization of docs/numerics.md; fp32 sums of the tensor core over 128;
-//              one fp32 product of the scales and one fused multiply-add a block, k ascending; one
-//              rounding. A zero row gives zeros; a NaN or Inf makes its own row NaN and no other.
+// 8. Numerics  The 1x128 quantization of docs/numerics.md, or its exact terms; sums of the tensor
+//              core over 128, the least term first, in one accumulator; one fp32 product of the
+//              scales and one fused multiply-add a block, k ascending; one rounding. A zero row
+//              gives zeros; a NaN or Inf makes its own row NaN and no other.
 #pragma once
 
 #include "kernels/sm90/pe.cuh"

@@ -1,4 +1,4 @@
-// Rows in registers: a 64-row tile as wgmma's A fragment, for KLoop.
+// Rows in registers: a 64-row tile as wgmma's A fragment.
 //
 // Lane 4 g + t of warp w has rows 16 w + g and 16 w + g + 8: a quad of lanes holds a whole row.
 //   A, 32 columns   words {row, row + 8} x {columns 4 t.., columns 16 + 4 t..} in the order (0,0)

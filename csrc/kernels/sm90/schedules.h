@@ -1,11 +1,13 @@
 // The schedules of a product on Hopper, composed of a row source and a store: what the tile table,
 // the launcher and the kernels know of each. Their tiles, threads and shared memory are defined
-// here, their steps in few.cuh, shared.cuh and kloop.cuh.
+// here, their steps in few.cuh, shared.cuh, own.cuh, pipelined.cuh and kloop.cuh.
 //
 //   FewRows     few rows: weights are wgmma's A and the rows its B (swap AB), so that 8 to 32 rows
 //               waste nothing
-//   SharedRows  rows are brought to shared memory once for all warpgroups of a CTA; in phases, all
+//   SharedRows  rows are split once, in shared memory, for all warpgroups of a CTA
+//   OwnRows     each warpgroup has rows of its own, split on the way to registers; in phases, all
 //               CTAs read, then all write
+//   Pipelined   rows are brought, split and multiplied at the same time, by different warpgroups
 //   KLoop       any k: rows go to registers, and weights through a ring of stages, which keeps them
 //               if all of k fits
 //

@@ -1,35 +1,30 @@
-// SharedRows: some or many rows a head, quantized once for all warpgroups of a CTA.
+// SharedRows: some or many rows a head where k is 128, split once for all warpgroups of a CTA.
 //
 // 1. Formula   that of few.cuh
 //
 // 2. Tensors   as in product.h; x, q_pe and out aligned to 16 bytes.
 //
 // 3. Grid      A CTA holds kTileN columns of one head's weights and takes row tiles of 64 rows
-//              (grid.cuh): one at a time, or with phases a burst of them, as many as are kept.
+//              (grid.cuh).
 //
-// 4. Warps     All threads bring the rows, 8 threads a row and block. Each brings what it quantizes
-//              itself, and the next rows come while the present ones are worked on. Then each
-//              warpgroup multiplies, scales and stores its kChunks times kColumns columns. Without
-//              phases q_pe comes through registers, two row tiles ahead; with phases it comes
-//              through the ring in shared memory, as the rows do. kStages warps start the copy of
-//              one weight tile each. Registers: kBlocks kColumns / 2 accumulators.
+// 4. Warps     All threads bring the rows, 8 threads a row. Each brings what it splits itself, and
+//              the next rows come while the present ones are worked on. Then each warpgroup
+//              multiplies, scales and stores its kChunks times 128 columns. q_pe comes through
+//              registers, two row tiles ahead. kStages warps start the copy of one weight tile
+//              each. Registers: a product of 64.
 //
 // 5. Pipeline  barrier         producer -> consumer                 arrivals     bytes
 //              full[tile]      copy engine -> its warpgroups        1            16384
 //              cp.async batch  a thread -> itself                   -            32 kSlots a thread
-//              CTA             rows, scales written -> all read     all threads  -
-//              phase           a burst stored -> the next fetched   all CTAs     -
-//              full completes once a launch; a tile is 128 columns and one block of k.
-//              kAhead batches of a row tile each are under way. With phases a batch also has 16
-//              bytes of q_pe a thread. With kAhead = 0 rows come to registers, one row tile ahead.
-//              Without phases two buffers of rows alternate, so that one CTA barrier a row tile is
-//              enough. With phases the phase barrier (phases.cuh) is also a CTA barrier: a burst's
-//              rows have been read before they are written again. Where a row shares a scale, one
-//              more CTA barrier exchanges the warpgroups' amax.
+//              CTA             planes, scales written -> all read   all threads  -
+//              CTA             all have read -> written again       all threads  -
+//              full completes once a launch. kAhead batches of a row tile each are under way; with
+//              kAhead = 0 rows come to registers, one row tile ahead. Where the launch's terms
+//              leave room for the planes of two row tiles, these alternate, and the second CTA
+//              barrier is not needed.
 //
-// 6. Shared memory   w 16384 bytes a tile of 128 x 128; the kept row tiles, two without phases and
-//              a burst with them, each with 8192 bytes of rows a block, 256 of scales a block and,
-//              in phases, its q_pe; what is ahead; amax; barriers.
+// 6. Shared memory   w 16384 bytes a tile of 128 x 128; kPlanes planes of 8192 bytes; what is ahead;
+//              scales; barriers.
 //
 // 7. Cost      Bytes: x and out once, weights once a CTA. Bound by memory.
 //
