@@ -45,7 +45,7 @@ MLA_FP8_DEVICE float cvt_f32_f16(u16 half) {
   return value;
 }
 
-// The greater of each 16-bit half. On bf16 or fp16 without their sign bits this is the greater
+// The greater of each 16-bit half. On bf16 or fp16 shifted left by their sign this is the greater
 // magnitude; any NaN wins.
 MLA_FP8_DEVICE u32 max_u16x2(u32 a, u32 b) {
   u32 greater;
