@@ -102,16 +102,19 @@ std::string list_of(const int64_t* extents, size_t count) {
 
 torch::stable::Tensor empty(const char* op, const View& like, Dtype dtype, Extents sizes, Extents strides) {
   int64_t contiguous[kMostDims], stride = 1;
+  bool countable = true;
   for (size_t i = sizes.size(); i-- > 0;) {
     contiguous[i] = stride;
     // A dim of extent 0 counts as 1, as in torch, so that fakes agree on empty tensors.
-    stride *= std::max<int64_t>(sizes.begin()[i], 1);
+    countable &= !__builtin_mul_overflow(stride, std::max<int64_t>(sizes.begin()[i], 1), &stride);
   }
   AtenTensorHandle handle;
-  const AOTITorchError error = aoti_torch_empty_strided(
-      static_cast<int64_t>(sizes.size()), sizes.begin(), strides.size() == 0 ? contiguous : strides.begin(),
-      known_dtype(dtype).torch_dtype, like.device_type, like.device_index, &handle);
-  if (error == AOTI_TORCH_SUCCESS) return torch::stable::Tensor(handle);
+  if (countable &&
+      aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(),
+                               strides.size() == 0 ? contiguous : strides.begin(), known_dtype(dtype).torch_dtype,
+                               like.device_type, like.device_index, &handle) == AOTI_TORCH_SUCCESS) {
+    return torch::stable::Tensor(handle);
+  }
   throw std::runtime_error(text(op, ": the result must fit into the memory of ", device_of(like), ", got shape ",
                                 list_of(sizes.begin(), sizes.size()), " of ", name_of(dtype), " (out of memory)"));
 }
