@@ -39,7 +39,7 @@ test-install: .venv/.tools
 
 # Nightly: ten times what `make test` draws, and the CPU code under ASan and UBSan.
 fuzz: $(SETUP)
-	$(PYTHON) -m pytest tests/*/test_*_fuzz.py --fuzz-cases=10000 --hypothesis-show-statistics $(ARGS)
+	$(PYTHON) -m pytest tests/*/test_*_fuzz.py -o faulthandler_timeout=3600 --fuzz-cases=10000 --hypothesis-show-statistics $(ARGS)
 
 sanitize: $(SETUP)
 	PYTHON=$(PYTHON) bash tests/support/sanitize_cpu.sh $(ARGS)
