@@ -192,9 +192,7 @@ MLA_FP8_DEVICE void run_own(const Params& params, typename C::Shared& shared) {
   if (!C::kPhased && first_row >= s) return;
 
   float w_scale[C::kChunks];
-#pragma unroll
-  for (int c = 0; c < C::kChunks; ++c)
-    w_scale[c] = p.w_scale[at.head * p.w_scale_stride[0] + (at.slice * C::kTileN / kChunkN + c) * p.w_scale_stride[1]];
+  read_weight_scales<C>(w_scale, p, at);
   const LanePlace lane = lane_place();
   const RawRows source(p, at.head, lane.quad);
   const typename OwnStages<C>::PeOf pe{p, at.head, at.slice, slices, read_multiplier<typename C::Store>(p)};

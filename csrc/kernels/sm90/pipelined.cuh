@@ -123,9 +123,7 @@ template <class C, class S>
 MLA_FP8_DEVICE void multiply_items(const Product& p, typename C::Shared& shared, const Place& at,
                                    const Items<C>& items) {
   float w_scale[C::kBlocks];
-#pragma unroll
-  for (int k = 0; k < C::kBlocks; ++k)
-    w_scale[k] = p.w_scale[at.head * p.w_scale_stride[0] + at.slice * p.w_scale_stride[1] + k * p.w_scale_stride[2]];
+  read_weight_scales<C>(w_scale, p, at);
   const float out_multiplier = read_multiplier<typename C::Store>(p);
   PlaneStages<C> planes{items.count()};
 #pragma unroll 1

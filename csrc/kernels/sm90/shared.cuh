@@ -172,10 +172,7 @@ MLA_FP8_DEVICE void run_shared(const Params& params, typename C::Shared& shared)
   if (has_pe) pe_ahead.fetch(0, first_row), pe_ahead.fetch(1, first_row + u64{1} * step);
   const int first_chunk = threadIdx.x / kWarpgroup * C::kChunks;  // the warpgroup's
   float w_scale[C::kChunks];
-#pragma unroll
-  for (int c = 0; c < C::kChunks; ++c)
-    w_scale[c] = p.w_scale[at.head * p.w_scale_stride[0] +
-                           (at.slice * C::kTileN / kChunkN + first_chunk + c) * p.w_scale_stride[1]];
+  read_weight_scales<C>(w_scale, p, at, first_chunk);
   pe.multiplier = read_multiplier<typename C::Store>(p);
   const int buffers = C::kPlanes / p.terms;  // that alternate, if there are two
   for (int buffer = 0; first_row < s; first_row += step) {

@@ -75,6 +75,18 @@ MLA_FP8_DEVICE void begin_with_weights(const Params& params, typename C::Shared&
   __syncwarp();
 }
 
+// The scales of the CTA's weight tiles from `first` on, which are numbered as in shared memory.
+template <class C, int kTiles>
+MLA_FP8_DEVICE void read_weight_scales(float (&scale)[kTiles], const Product& p, const Place& at, int first = 0) {
+#pragma unroll
+  for (int i = 0; i < kTiles; ++i) {
+    const int tile = first + i;
+    scale[i] = p.w_scale[at.head * p.w_scale_stride[0] +
+                         (at.slice * C::kTileN / kChunkN + tile / C::kBlocks) * p.w_scale_stride[1] +
+                         tile % C::kBlocks * p.w_scale_stride[2]];
+  }
+}
+
 // d [64,kN] = a times b's transpose over one group, both in shared memory: the least term of the
 // rows first, whose planes lie a_plane or b_plane bytes apart, the other operand being the same for
 // all. It is called between wgmma_fence and wgmma_commit_group. The sums are the same, bit for bit,
