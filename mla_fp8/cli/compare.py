@@ -8,9 +8,9 @@ from mla_fp8.formats import GROUP
 
 # The reference's sums for the kernels of a device: on CUDA what they add up, on a CPU what that is near to.
 PRODUCT = {"cpu": reference.exact_product, "cuda": reference.tensor_core_product}
-# How far theirs may be off, relative to the sum of the terms' magnitudes. On a CPU products of an e4m3 and another or a
-# 16-bit number, are exact in fp32. A group of 128 rounds at most 127 times, then the scale product and the scaling once
-# each, then one addition a group: for K = 7168 that is 127 + 2 + 56 < 2^8 roundings of 2^-24.
+# How far theirs may be off, relative to the sum of the terms' magnitudes. On a CPU the product of an e4m3 and another,
+# or a 16-bit number, is exact in fp32. A group of 128 rounds at most 127 times, then the scale product and the scaling
+# once each, then one addition a group: for K = 7168 that is 127 + 2 + 56 < 2^8 roundings of 2^-24.
 SUM_ERROR = {"cpu": 2.0**8 * 2.0**-24, "cuda": 0.0}
 
 # Two values that round to neighbours are at most this far apart: relative to the value, and next to zero.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from mla_fp8 import _native, devices, jit
-from mla_fp8.config import Tile, tiles
+from mla_fp8.config import tiles
 from mla_fp8.explain.problem import DEFAULT_EXTENTS
 
 PACKAGES = (
@@ -102,13 +102,18 @@ def cuda_facts(index: int) -> dict[str, Any]:
 
 def embedded() -> list[dict[str, Any]]:
     """The images in the library: its name, of architecture and op; how many compiled tiles it has; its size."""
-    held = Counter(map(_image_of, tiles()))
+    held = _held()
     sizes = {name: len(_native.embedded_image(name)) for name in held}
     return [{"image": name, "kernels": held[name], "bytes": size} for name, size in sizes.items() if size]
 
 
-def _image_of(tile: Tile) -> str:
-    return f"{devices.folder(divmod(tile.capability, 10))}/{tile.op.name}"
+def _held() -> Counter[str]:
+    """How many compiled tiles are in the image of each name."""
+    return Counter(_image(divmod(tile.capability, 10), tile.op.name) for tile in tiles())
+
+
+def _image(capability: tuple[int, ...], op: str) -> str:
+    return f"{devices.folder(capability)}/{op}"
 
 
 def jit_facts() -> dict[str, Any]:
@@ -116,7 +121,7 @@ def jit_facts() -> dict[str, Any]:
     directory = jit.cache_directory()
     current, problem = set(), ""
     try:
-        current = {jit.cached_image(name) for name in set(map(_image_of, tiles()))}
+        current = {jit.cached_image(name) for name in _held()}
     except (RuntimeError, OSError) as error:  # no NVRTC, or no sources
         problem = str(error)
     files = [
@@ -148,7 +153,7 @@ def paths(device: dict[str, Any], images: list[dict[str, Any]]) -> list[dict[str
             for op in DEFAULT_EXTENTS
         ]
     reason = "the driver refuses the image" if images else "built without nvcc"
-    compiled = {op: f"{devices.folder(capability)}/{op.removesuffix('_quantized')}" for op in DEFAULT_EXTENTS}
+    compiled = {op: _image(capability, op.removesuffix("_quantized")) for op in DEFAULT_EXTENTS}
     return [{"op": op, "device": name, **_compiled(image, reason)} for op, image in compiled.items()]
 
 

@@ -188,15 +188,15 @@ def _reference(op: str, given: Arguments) -> Any:
     """What mla_fp8.reference makes of the op's arguments."""
     tensors = {name: value for name, value in given.items() if name != "fp8_activations"}
     product = PRODUCT[next(iter(tensors.values())).device.type]
-    return getattr(reference, op)(**tensors, activations=_activations(given), product=product)
+    return getattr(reference, op)(**tensors, activations=activations_of(given), product=product)
 
 
 def _product_error(given: Arguments) -> Tensor:
     x, w, w_scale, *_ = given.values()
-    return sum_error(*reference.keep_or_quantize(x, _activations(given)), w, w_scale)
+    return sum_error(*reference.keep_or_quantize(x, activations_of(given)), w, w_scale)
 
 
-def _activations(given: Arguments) -> str:
+def activations_of(given: Arguments) -> str:
     return "fp8" if given.get("fp8_activations") else "exact"
 
 

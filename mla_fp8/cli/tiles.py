@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from mla_fp8.cli.suite import HEADS, M_ALIGNMENT, Maker, Setting, Variant
+from mla_fp8.cli.suite import HEADS, M_ALIGNMENT, Maker, Setting, Variant, activations_of
 from mla_fp8.config import Device, candidates, device_limits, forced_tile, problem_for
 
 ROWS = (1, 33, 257)
@@ -18,9 +18,14 @@ def each_tile(variant: Variant, seed: int, device: str) -> Iterator[tuple[str, l
         arguments = variant.make(maker)
         pe = arguments["q_pe"].shape[-1] if "q_pe" in arguments else 0
         out_dtype = "float8_e4m3fn" if "out_scale" in arguments else None
-        activations = "fp8" if arguments.get("fp8_activations") else "exact"
         problem = problem_for(
-            variant.op, s, HEADS, pe=pe, m_alignment=M_ALIGNMENT, activations=activations, out_dtype=out_dtype
+            variant.op,
+            s,
+            HEADS,
+            pe=pe,
+            m_alignment=M_ALIGNMENT,
+            activations=activations_of(arguments),
+            out_dtype=out_dtype,
         )
         for candidate in candidates(problem, limits):
             if not candidate.kept:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mla_fp8._config import Candidate, Device, Op, Problem
+from mla_fp8.explain.problem import ONE_TERM
 from mla_fp8.text import size, table, wrap
 
 PLAIN_WIDTH = 80
@@ -135,7 +136,7 @@ def _short_name(candidate: Candidate) -> str:
 def _headline(problem: Problem) -> str:
     extents = f"m={problem.m}, k={problem.k}" if problem.op == Op.quantize_q_nope else f"n={problem.n}, k={problem.k}"
     pe = f", pe={problem.pe}" if problem.pe else ""
-    kept = "" if problem.op in (Op.quantize_q_nope, Op.bmm) else f", {ACTIVATIONS[problem.terms]}"
+    kept = "" if problem.op.name in ONE_TERM else f", {ACTIVATIONS[problem.terms]}"
     elements = f"{OUT_NAMES[problem.out_bytes]} output, {problem.align_bytes}-byte aligned"
     return f"{problem.op.name}: s={problem.s}, heads={problem.heads}, {extents}{pe}{kept}, {elements}"
 
