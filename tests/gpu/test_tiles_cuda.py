@@ -73,6 +73,16 @@ def test_v_up_same_bits_from_every_tile(rng, dtype, out_bytes, activations):
     same_from_every_tile(runnable(Op.v_up, out_bytes, terms_of(dtype, activations)), calls[out_bytes], want[out_bytes])
 
 
+@each_activations
+def test_v_up_same_bits_where_a_cta_fills_its_stages_again(rng, activations):
+    weight, tokens = make_v_weight(rng), 200  # as many heads as an H100 has SMs, nearly: 4 row tiles of 64 a CTA
+    o_latent, options = random_q(tokens, len(weight[0]), torch.bfloat16, LATENT), ACTIVATIONS[activations]
+    call = lambda: [OPS.v_up(o_latent, *weight, **options)]  # noqa: E731
+    with forced_tile("v_up_kloop"):
+        want = call()
+    same_from_every_tile(runnable(Op.v_up, 2, terms_of(torch.bfloat16, activations)), call, want)
+
+
 def test_bmm_same_bits_from_every_tile(rng):
     weight = first_heads(make_absorb_weight(rng), HEADS)
     q_val, q_scale = OPS.quantize_q_nope(random_q(TOKENS, HEADS))

@@ -50,24 +50,23 @@ MLA_FP8_DEVICE void multiply_fragment(float (&product)[64], Fragment<kMostTerms>
   ptx::wgmma_commit_group_sync_aligned();
 }
 
-// The warp's 16 of 64 rows as fragments, from planes of kRows rows under the 128-byte swizzle, and
-// their scales. Where kRows is less, warps beyond take the rows again. From shared memory wgmma
-// would take its A at half the speed.
-template <int kTerms, int kRows>
+// The warp's 16 of 64 rows as fragments, from planes under the 128-byte swizzle, and their scales.
+// From shared memory wgmma would take its A at half the speed.
+template <int kTerms>
 MLA_FP8_DEVICE void take_planes(Fragment<kTerms>& fragment, const u8* planes, const float* scale) {
   const int lane = threadIdx.x % kWarp;
-  const int row = (threadIdx.x % kWarpgroup / kWarp * 16 + lane % 16) % kRows;
+  const int row = threadIdx.x % kWarpgroup / kWarp * 16 + lane % 16;
   const u8* from = planes + row * kGroup;
 #pragma unroll
   for (int term = 0; term < kTerms; ++term) {
 #pragma unroll
     for (int step = 0; step < kSteps; ++step)
       ptx::ldmatrix_sync_aligned_m8n8_x4_shared_b16(
-          fragment.a[term][step], from + term * (kRows * kGroup) + ((step * 2 + lane / 16) ^ row % 8) * kVectorBytes);
+          fragment.a[term][step], from + term * (kWgmmaM * kGroup) + ((step * 2 + lane / 16) ^ row % 8) * kVectorBytes);
   }
   const int lane_row = lane_place().row;
 #pragma unroll
-  for (int i = 0; i < kLaneRows; ++i) fragment.scale[i] = scale[(lane_row + i * kLaneRowStep) % kRows];
+  for (int i = 0; i < kLaneRows; ++i) fragment.scale[i] = scale[lane_row + i * kLaneRowStep];
 }
 
 // How a block of the lane's two rows comes to registers: through a stage of shared memory, or

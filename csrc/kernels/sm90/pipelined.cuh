@@ -134,7 +134,7 @@ MLA_FP8_DEVICE void multiply_items(const Product& p, typename C::Shared& shared,
       wait(&shared.full[k], 0);
       planes.wait_until_ready();
       Fragment<S::kTerms> fragment;
-      take_planes<S::kTerms, C::kTileM>(fragment, shared.planes[planes.stage][0], shared.scale[planes.stage]);
+      take_planes<S::kTerms>(fragment, shared.planes[planes.stage][0], shared.scale[planes.stage]);
       planes.tell_taken();
       planes.advance();
       float product[64];

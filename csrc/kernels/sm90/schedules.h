@@ -167,15 +167,13 @@ struct OwnRows : Schedule<Rows, Store, kWarpgroups_> {
   static_assert(sizeof(Shared) <= kMaxSharedBytes);
 };
 
-// kRows rows, 64 or 32, and 128 columns; k is kBlocks groups. kSplitters_ warpgroups split the rows
-// for one that multiplies, through kRowStages stages of rows and kPlaneStages of planes. kCtas run
-// on an SM.
-template <class Rows, class Store, int kRows, int kSplitters_, int kBlocks_, int kRowStages_, int kPlaneStages_,
-          int kCtas>
+// 64 rows and 128 columns; k is kBlocks groups. kSplitters_ warpgroups split the rows for one that
+// multiplies, through kRowStages stages of rows and kPlaneStages of planes.
+template <class Rows, class Store, int kSplitters_, int kBlocks_, int kRowStages_, int kPlaneStages_>
 struct Pipelined : Schedule<Rows, Store, kSplitters_ + 1> {
   using Base = Schedule<Rows, Store, kSplitters_ + 1>;
   static constexpr int kBlocks = kBlocks_, kRowStages = kRowStages_, kPlaneStages = kPlaneStages_;
-  static constexpr int kTileM = kRows;
+  static constexpr int kTileM = kWgmmaM;
   static constexpr int kTileN = kChunkN;
   static constexpr int kK = kBlocks * kGroup;
   static constexpr int kStages = kBlocks;
@@ -184,13 +182,13 @@ struct Pipelined : Schedule<Rows, Store, kSplitters_ + 1> {
   // Rows at once, and of a thread.
   static constexpr int kSlotRows = kSplitters / kParts, kSlots = kTileM / kSlotRows;
   static constexpr int kPlaneBytes = kTileM * kGroup;
-  static_assert(kTileM % kSlotRows == 0 && kTileM <= kWgmmaM && kStages <= Base::kThreads / kWarp);
+  static_assert(kTileM % kSlotRows == 0 && kStages <= Base::kThreads / kWarp);
   static_assert(2 * kPlaneStages < 16);  // barriers of a CTA
 
   // Registers a thread: what a launch gives to all, and what the multiplier then gets from the
   // splitters.
-  static constexpr int kRegisters = kRegistersPerSm / (Base::kThreads * kCtas) / kRegisterStep * kRegisterStep;
-  static constexpr int kSplitterRegisters = kSplitters_ == 1 ? 64 : 112;
+  static constexpr int kRegisters = kRegistersPerSm / Base::kThreads / kRegisterStep * kRegisterStep;
+  static constexpr int kSplitterRegisters = 112;
   static constexpr int kLeftRegisters = kRegisters + (kRegisters - kSplitterRegisters) * kSplitters_;
   static constexpr int kMultiplierRegisters = kLeftRegisters < 240 ? kLeftRegisters : 240;
 

@@ -8,8 +8,7 @@
 //   FewRows<rows, store, tokens, warpgroups, tiles of 64 columns a warpgroup, blocks of k>
 //   SharedRows<rows, store, warpgroups, chunks of 128 columns a warpgroup, stages ahead, planes>
 //   OwnRows<rows, store, warpgroups, chunks of 128 columns, stages of rows a warpgroup, in phases>
-//   Pipelined<rows, store, rows a tile, warpgroups that split, blocks of k, stages of rows, of
-//             planes, CTAs an SM>
+//   Pipelined<rows, store, warpgroups that split, blocks of k, stages of rows, of planes>
 //   KLoop<rows, store, warpgroups, stages, alignment, the only k>
 #pragma once
 
@@ -30,12 +29,12 @@
   X(absorb_q_phased,                kAbsorbQ,       (OwnRows<Terms<2>, Latent<2>, 2, 4, 5, 1>),              1, 2.1, 1.3, 2.3, 0.0)  \
   X(absorb_q_kloop,                 kAbsorbQ,       (KLoop<Terms<3>, Latent<0>, 1, 4, 16>),                  1, 0.4, 1.0, 1.2, 0.3)  \
   X(absorb_q_kloop_unaligned,       kAbsorbQ,       (KLoop<Terms<3>, Latent<0>, 1, 4, 2>),                   2, 0.7, 3.0, 15.0, 0.3) \
-  X(v_up_few8,                      kVUp,           (FewRows<Terms<2>, Value<2>, 8, 2, 1, 4>),               3, 0.7, 0.0, 1.5, 0.4)  \
-  X(v_up_few8_e4m3,                 kVUp,           (FewRows<Terms<2>, Value<1>, 8, 2, 1, 4>),               3, 0.5, 0.1, 7.2, 0.7)  \
-  X(v_up_few16,                     kVUp,           (FewRows<Terms<3>, Value<0>, 16, 2, 1, 4>),              2, 0.1, 1.7, 2.1, 0.4)  \
-  X(v_up_piped32,                   kVUp,           (Pipelined<Terms<2>, Value<0>, 32, 1, 4, 4, 2, 2>),      2, -0.5, 3.0, 1.7, 0.6) \
-  X(v_up_piped64,                   kVUp,           (Pipelined<Terms<2>, Value<0>, 64, 2, 4, 2, 7, 1>),      1, -1.0, 4.0, 0.4, 0.3) \
-  X(v_up_kloop,                     kVUp,           (KLoop<Terms<3>, Value<0>, 2, 4, 16>),                   1, 2.4, 0.5, 0.1, 0.6)  \
+  X(v_up_few8,                      kVUp,           (FewRows<Terms<2>, Value<2>, 8, 2, 1, 4>),               3, -0.2, 1.3, 1.9, 0.3) \
+  X(v_up_few8_e4m3,                 kVUp,           (FewRows<Terms<2>, Value<1>, 8, 2, 1, 4>),               3, -0.2, 1.2, 2.2, 0.3) \
+  X(v_up_few16,                     kVUp,           (FewRows<Terms<3>, Value<0>, 16, 2, 1, 4>),              2, -0.4, 1.8, 2.5, 0.5) \
+  X(v_up_few32,                     kVUp,           (FewRows<Terms<2>, Value<0>, 32, 2, 1, 4>),              2, 1.1, 0.5, 3.3, 1.0)  \
+  X(v_up_piped64,                   kVUp,           (Pipelined<Terms<2>, Value<0>, 2, 4, 2, 7>),             1, 1.0, 1.1, 0.0, 0.8)  \
+  X(v_up_kloop,                     kVUp,           (KLoop<Terms<3>, Value<0>, 2, 4, 16>),                   1, 2.3, 0.5, 0.0, 0.7)  \
   X(v_up_kloop_unaligned,           kVUp,           (KLoop<Terms<3>, Value<0>, 1, 4, 2>),                    2, 4.2, 1.5, 3.9, 0.3)  \
   X(bmm_k128,                       kBmm,           (KLoop<Taken, Plain, 1, 1, 16, 128>),                    4, -0.1, 0.5, 0.0, 0.0) \
   X(bmm_kloop64,                    kBmm,           (KLoop<Taken, Plain, 1, 4, 16>),                         2, -0.1, 1.0, 0.3, 0.0) \
