@@ -1,13 +1,14 @@
 """FP8 projections around MLA attention: q_nope and q_pe to an attention-ready q, o_latent to o_proj's input.
 
 Beside the ops and their weights: `mla_fp8.attention`, attention over latents; `mla_fp8.config`, which kernel runs and
-why; `mla_fp8.jit`, compiling before a CUDA graph; `mla_fp8.distributed`, DTensor; `mla_fp8.integrations.transformers`
+why; `mla_fp8.jit`, compiling before a CUDA graph; `mla_fp8.weights.block_fp8_weight`, whether a `BlockFp8Weight` runs from FP8;
+`mla_fp8.distributed`, DTensor; `mla_fp8.integrations.transformers`
 and `mla_fp8.integrations.sglang`; `mla_fp8.reference`, every op in plain PyTorch.
 """
 
 from mla_fp8 import _native, fake  # noqa: F401  (loads the op library, then describes its ops to torch.compile)
 from mla_fp8.ops import absorb_q, bmm, quantize_q_nope, v_up, v_up_quantized
-from mla_fp8.weights import AbsorbedWeights
+from mla_fp8.weights import AbsorbedWeights, BlockFp8Weight
 
-__all__ = ["AbsorbedWeights", "absorb_q", "bmm", "quantize_q_nope", "v_up", "v_up_quantized"]
+__all__ = ["AbsorbedWeights", "BlockFp8Weight", "absorb_q", "bmm", "quantize_q_nope", "v_up", "v_up_quantized"]
 __version__ = _native.VERSION
