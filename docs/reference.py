@@ -16,6 +16,7 @@ MODULES = (
     "mla_fp8.integrations.transformers",
     "mla_fp8.jit",
     "mla_fp8.reference",
+    "mla_fp8.weights.block_fp8_weight",
 )
 
 

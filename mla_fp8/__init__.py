@@ -1,9 +1,9 @@
 """FP8 projections around MLA attention: q_nope and q_pe to an attention-ready q, o_latent to o_proj's input.
 
 Beside the ops and their weights: `mla_fp8.attention`, attention over latents; `mla_fp8.config`, which kernel runs and
-why; `mla_fp8.jit`, compiling before a CUDA graph; `mla_fp8.weights.block_fp8_weight`, whether a `BlockFp8Weight` runs from FP8;
-`mla_fp8.distributed`, DTensor; `mla_fp8.integrations.transformers`
-and `mla_fp8.integrations.sglang`; `mla_fp8.reference`, every op in plain PyTorch.
+why; `mla_fp8.jit`, compiling before a CUDA graph; `mla_fp8.distributed`, DTensor; `mla_fp8.integrations.transformers`
+and `mla_fp8.integrations.sglang`; `mla_fp8.weights.block_fp8_weight`, how often a weight ran from FP8;
+`mla_fp8.reference`, every op in plain PyTorch.
 """
 
 from mla_fp8 import _native, fake  # noqa: F401  (loads the op library, then describes its ops to torch.compile)

@@ -1,4 +1,4 @@
-"""The weights of MLA's two absorbed products: from a checkpoint's kv_b_proj to `AbsorbedWeights`, to a file, and as one tensor."""
+"""The weights of MLA's two absorbed products: a checkpoint's kv_b_proj as `AbsorbedWeights`, as files, as tensors."""
 
 from mla_fp8.weights.absorbed import AbsorbedWeights
 from mla_fp8.weights.block_fp8_weight import BlockFp8Weight

@@ -9,10 +9,11 @@ from torch.compiler import is_dynamo_compiling
 from torch.utils._pytree import tree_map_only
 
 from mla_fp8.errors import require
-from mla_fp8.formats import ACTIVATIONS, E4M3, GROUP, WEIGHT_ALIGN_BYTES
+from mla_fp8.formats import ACTIVATIONS, E4M3, GROUP
+from mla_fp8.weights.block_parts import numbers, owned, require_blocks, require_parts
 from mla_fp8.weights.block_products import PRODUCTS, multiply, refusal, why_not
 from mla_fp8.weights.kept import HOOKS, KEPT, NAME, require_no_write
-from mla_fp8.weights.kv_b_proj import contiguous_copy, require_head_dim
+from mla_fp8.weights.kv_b_proj import contiguous_copy
 from mla_fp8.weights.uses import Counts, count_dequantization, counts, reset_counts, warn_of_read
 
 __all__ = ["BlockFp8Weight", "Counts", "counts", "reset_counts"]
@@ -39,10 +40,11 @@ class BlockFp8Weight(Tensor):
     same dtype whose last dim is contiguous, as `q.transpose(0, 1)` is. The result is the transpose of a token-major
     [S, H, N]. Moves to a device, clone, detach, deepcopy, pickle, torch.save and torch.load, `transpose(1, 2)` (which
     only transposing back makes fast again) and slices of heads keep the parts. All other reads dequantize: they are
-    right, cost a 16-bit copy each, are counted (`counts`) and logged once a function. It has no gradient and no
-    address, and only `update_` and `copy_` from another one write to it. Keep it as a plain attribute, a buffer, or a
-    Parameter with requires_grad=False. Works in CUDA graphs, torch.compile, inference_mode and threads. To load a
-    saved one, import mla_fp8 first.
+    right, cost a 16-bit copy each, are counted (`counts`) and logged once a function; a view of other than heads, as
+    `W[0]`, is such a copy, and what is written to it is lost. It has no gradient and no address, and only `update_` and
+    `copy_` from another one write to it. Keep it as a plain attribute, a buffer, or a Parameter with
+    requires_grad=False, whose `.data` takes only another one. Works in CUDA graphs, inference_mode, threads and
+    torch.compile (where Dynamo wants `out` contiguous). To load a saved one, import mla_fp8 first.
 
     Source: `torch.Tensor._make_wrapper_subclass`; the products are DeepSeek-V2's (arXiv:2405.04434), appendix C.
 
@@ -62,6 +64,12 @@ class BlockFp8Weight(Tensor):
     scale: Tensor
     _dtype: torch.dtype  # as Tensor's own dtype, which costs a __torch_function__
     _swapped: bool  # logically [H, N, K], which is transposed
+    _shape: tuple[int, int, int]
+    _strides: tuple[int, int, int]
+    _refusal: str | None  # why no product runs from FP8 on this device, if so
+    _slow: bool  # no product does
+    _absorbs: bool  # a product is absorb_q's, else v_up's
+    _make: Any  # that op
 
     __dlpack_c_exchange_api__ = None  # Tensor's own would hand out a null pointer
 
@@ -69,23 +77,8 @@ class BlockFp8Weight(Tensor):
         """Hold the two tensors as they are, without a copy."""
         allowed = " or ".join(map(str, ACTIVATIONS))
         require(dtype in ACTIVATIONS, NAME, "dtype", f"be {allowed}", dtype)
-        _require_parts(NAME, weight, scale)
-        require(weight.dim() == 3, NAME, "weight", "have 3 dimensions", list(weight.shape))
-        require(weight.shape[0] >= 1, NAME, "weight", "have at least one head", list(weight.shape))
-        for argument, extent in zip(("weight's N", "weight's K"), weight.shape[1:], strict=True):
-            require_head_dim(NAME, argument, extent)
-        got = f"strides {list(weight.stride())}"
-        require(weight.stride(2) == 1, NAME, "weight", "have a contiguous last dim", got)
-        aligned = all(stride % WEIGHT_ALIGN_BYTES == 0 for stride in weight.stride()[:2])
-        rule = f"have strides that are multiples of {WEIGHT_ALIGN_BYTES}, but for the last dim"
-        require(aligned, NAME, "weight", rule, got)
-        offset = weight.storage_offset() if weight.is_cuda else 0
-        rule = f"start at a multiple of {WEIGHT_ALIGN_BYTES} bytes"
-        require(offset % WEIGHT_ALIGN_BYTES == 0, NAME, "weight", rule, f"offset {offset}")
-        blocks = [weight.shape[0], *(extent // GROUP for extent in weight.shape[1:])]
-        rule = f"be {blocks}, one scale a {GROUP}x{GROUP} block of weight"
-        require(list(scale.shape) == blocks, NAME, "scale", rule, list(scale.shape))
-        require(scale.device == weight.device, NAME, "scale", f"be on {weight.device} as weight is", scale.device)
+        require_parts(NAME, weight, scale)
+        require_blocks(NAME, weight, scale)
         with torch._C.DisableTorchFunctionSubclass():  # a Parameter's class stays outside
             return cls._of(weight.detach(), scale.detach(), dtype, False)
 
@@ -128,9 +121,7 @@ class BlockFp8Weight(Tensor):
         return self._numbers(self._dtype if dtype is None else dtype)
 
     def _numbers(self, dtype: torch.dtype) -> Tensor:
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-        blocks = self.weight.to(wide).unflatten(2, (-1, GROUP)).unflatten(1, (-1, GROUP))
-        rows = (blocks * self.scale.to(wide)[:, :, None, :, None]).to(dtype).reshape(self.weight.shape)
+        rows = numbers(self.weight, self.scale, dtype)
         return rows if self._swapped else rows.transpose(1, 2)
 
     def update_(self, weight: Tensor, scale: Tensor) -> "BlockFp8Weight":
@@ -146,7 +137,7 @@ class BlockFp8Weight(Tensor):
         Notes: where the parts are views, the tensors behind them are written.
         """
         where = f"{NAME}.update_"
-        _require_parts(where, weight, scale)
+        require_parts(where, weight, scale)
         for name, mine, new in zip(("weight", "scale"), self._parts(), (weight, scale), strict=True):
             require(new.shape == mine.shape, where, name, f"have shape {list(mine.shape)}", list(new.shape))
         with torch.inference_mode():  # where tensors made inside and outside of it may be written
@@ -164,12 +155,12 @@ class BlockFp8Weight(Tensor):
     def __dlpack__(self, **options: Any) -> Any:
         raise TypeError(NO_STORAGE)
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> Any:
         where = f"device={self.weight.device}" + ", transposed" * self._swapped
         return f"{NAME}(shape={list(self._shape)}, dtype={self._dtype}, weight={list(self.weight.shape)}, {where})"
 
     def __copy__(self) -> "BlockFp8Weight":
-        return self.detach()
+        return self._map(Tensor.detach)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "BlockFp8Weight":
         """Copy the parts and not the storage behind them, which may be a whole checkpoint tensor."""
@@ -180,7 +171,7 @@ class BlockFp8Weight(Tensor):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """As bytes, for plain pickle cannot load float8; of a view only what it shows."""
-        weight, scale = (_owned(part) for part in self._parts())
+        weight, scale = (owned(part) for part in self._parts())
         is_parameter = isinstance(self, torch.nn.Parameter)
         return rebuild, (weight.view(torch.uint8), scale, self._dtype, self._swapped, is_parameter)
 
@@ -190,6 +181,10 @@ class BlockFp8Weight(Tensor):
     @classmethod
     def __tensor_unflatten__(cls, parts: Mapping[str, Tensor], context: Any, size: Any, stride: Any) -> Tensor:
         return cls._of(parts["weight"], parts["scale"], *context)
+
+    def _stable_hash_for_caching(self) -> str:
+        """What compiled code depends on, for the caches of torch.compile."""
+        return str([NAME, self._dtype, self._swapped, *((p.shape, p.stride(), p.device) for p in self._parts())])
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -210,30 +205,34 @@ class BlockFp8Weight(Tensor):
             return func(*args, **(kwargs or {}))
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """All calls that come so far: from C++, under modes, in compiled code, and those that are no product."""
         kwargs, reason = kwargs or {}, None
         if func in (aten.bmm.default, aten.bmm.out) and isinstance(args[1], BlockFp8Weight):
             out = kwargs.get("out")
-            reason = why_not(*args, out)
+            reason = why_not(args[0], args[1], out)
             if reason is None:
-                return multiply(*args, out)
+                return multiply(args[0], args[1], out)
         if func in KEPT and isinstance(args[0], BlockFp8Weight):
             result = KEPT[func](func, *args, **kwargs)
             if result is not NotImplemented:
                 return result
         require_no_write(func, args, kwargs, BlockFp8Weight)
 
-        if func.has_kernel_for_dispatch_key(COMPOSITE):  # arrives whole in inference mode, where its steps may keep parts
+        if func.has_kernel_for_dispatch_key(
+            COMPOSITE
+        ):  # arrives whole in inference mode, where its steps may keep parts
             return func.decompose(*args, **kwargs)
 
-        def numbers(weight: BlockFp8Weight) -> Tensor:
+        def dequantized(weight: BlockFp8Weight) -> Tensor:
             count_dequantization()
             warn_of_read(str(func), list(weight._shape), reason)
             return weight._numbers(weight._dtype)
 
         with torch.inference_mode(torch.is_inference_mode_enabled() and not func.is_view):  # as in _of
-            args, kwargs = tree_map_only(BlockFp8Weight, numbers, (tuple(args), kwargs))
+            args, kwargs = tree_map_only(BlockFp8Weight, dequantized, (tuple(args), kwargs))
             return func(*args, **kwargs)
 
 
@@ -249,14 +248,3 @@ def _as_parameter(weight: BlockFp8Weight, is_parameter: bool) -> BlockFp8Weight:
     if is_parameter:
         weight._is_param = True  # as torch.nn.Parameter does with a subclass
     return weight
-
-
-def _require_parts(where: str, weight: Tensor, scale: Tensor) -> None:
-    for name, part, dtype in (("weight", weight, E4M3), ("scale", scale, torch.float32)):
-        require(isinstance(part, Tensor), where, name, "be a Tensor", type(part).__name__)
-        require(part.dtype == dtype, where, name, f"be {dtype}", part.dtype)
-
-
-def _owned(part: Tensor) -> Tensor:
-    """As it is if it is all of its storage, else a copy."""
-    return part if part.untyped_storage().nbytes() == part.nbytes else contiguous_copy(part)

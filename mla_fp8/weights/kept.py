@@ -91,6 +91,12 @@ def _is_pinned(function: Any, weight: Weight, *args: Any) -> Any:
     return function(weight.weight, *args)
 
 
+@_does(aten.record_stream.default)
+def _record_stream(function: Any, weight: Weight, stream: Any) -> None:
+    for part in weight._parts():
+        function(part, stream)
+
+
 @_does(aten.empty_like.default, aten.zeros_like.default, aten.ones_like.default, aten.full_like.default,
        aten.rand_like.default, aten.randn_like.default, aten.new_empty.default, aten.new_zeros.default,
        aten.new_ones.default, aten.new_full.default, aten.new_empty_strided.default)  # fmt: skip
@@ -132,8 +138,11 @@ def _set_requires_grad(weight: Weight, value: bool = True) -> Any:
     return NotImplemented
 
 
-def _set_item(*_: Any) -> None:
-    raise TypeError(f"{NAME} must be written by update_(weight, scale), got an assignment to a part of it")
+def _set_item(weight: Any, *_: Any) -> Any:
+    """torch would write into a copy."""
+    if hasattr(weight, "_parts"):  # else a plain tensor is written from a weight
+        raise TypeError(f"{NAME} must be written by update_(weight, scale), got an assignment to a part of it")
+    return NotImplemented
 
 
 def _share_memory(weight: Weight) -> Weight:
@@ -144,5 +153,5 @@ def _share_memory(weight: Weight) -> Weight:
 
 HOOKS[Tensor.data.__set__] = _set_data  # type: ignore[attr-defined]
 HOOKS[Tensor.requires_grad.__set__] = HOOKS[Tensor.requires_grad_] = _set_requires_grad  # type: ignore[attr-defined]
-HOOKS[Tensor.__setitem__] = lambda weight, *rest: _set_item() if hasattr(weight, "_parts") else NotImplemented
+HOOKS[Tensor.__setitem__] = _set_item
 HOOKS[Tensor.share_memory_] = _share_memory

@@ -46,8 +46,8 @@ def counts() -> Counts:
 
     Raises: nothing.
 
-    Notes: calls are counted as the host makes them. A CUDA graph counts when it is captured and compiled code when it is
-    traced (at least once), not when they run.
+    Notes: calls are counted as the host makes them. A CUDA graph counts when it is captured, and compiled code when it
+    is traced, at least once, not when they run.
 
     Example:
         >>> weight = BlockFp8Weight(torch.zeros(2, 512, 128).to(torch.float8_e4m3fn), torch.ones(2, 4, 1))
@@ -62,6 +62,7 @@ def counts() -> Counts:
 def reset_counts() -> None:
     """Make `counts()` begin at 0 again; what has been warned of is not said again.
 
+    Returns: nothing.
     Raises: nothing.
 
     Example:
