@@ -87,7 +87,7 @@ class BlockFp8Weight(Tensor):
         """One of parts that have been checked."""
         heads, n, k = weight.shape
         shape, strides = ((heads, n, k), (n * k, k, 1)) if swapped else ((heads, k, n), (n * k, 1, k))
-        with torch.inference_mode(False):  # a view of a normal tensor cannot be an inference tensor, nor the reverse
+        with torch.inference_mode(False):  # no view of a normal tensor may be an inference tensor
             self: BlockFp8Weight = Tensor._make_wrapper_subclass(
                 cls, shape, strides=strides, dtype=dtype, device=weight.device
             )
@@ -155,7 +155,7 @@ class BlockFp8Weight(Tensor):
     def __dlpack__(self, **options: Any) -> Any:
         raise TypeError(NO_STORAGE)
 
-    def __repr__(self, *, tensor_contents: Any = None) -> Any:
+    def __repr__(self, **options: Any) -> str:  # type: ignore[override]
         where = f"device={self.weight.device}" + ", transposed" * self._swapped
         return f"{NAME}(shape={list(self._shape)}, dtype={self._dtype}, weight={list(self.weight.shape)}, {where})"
 
@@ -220,11 +220,8 @@ class BlockFp8Weight(Tensor):
             if result is not NotImplemented:
                 return result
         require_no_write(func, args, kwargs, BlockFp8Weight)
-
-        if func.has_kernel_for_dispatch_key(
-            COMPOSITE
-        ):  # arrives whole in inference mode, where its steps may keep parts
-            return func.decompose(*args, **kwargs)
+        if func.has_kernel_for_dispatch_key(COMPOSITE):  # which inference mode hands over whole
+            return func.decompose(*args, **kwargs)  # its steps may keep the parts
 
         def dequantized(weight: BlockFp8Weight) -> Tensor:
             count_dequantization()
