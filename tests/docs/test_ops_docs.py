@@ -21,7 +21,7 @@ FUNCTIONS = [row for row in PUBLIC if inspect.isfunction(public_api.value_of(*ro
 WITH_EXAMPLE = [row for row in FUNCTIONS if row[1] not in {*RUN_ELSEWHERE, *NEED_NONE}]
 
 
-@pytest.mark.parametrize("module, name", [*WITH_EXAMPLE, ("mla_fp8", "AbsorbedWeights")])
+@pytest.mark.parametrize("module, name", [*WITH_EXAMPLE, ("mla_fp8", "AbsorbedWeights"), ("mla_fp8", "BlockFp8Weight")])
 def test_public_function_example_runs(module, name):
     value = getattr(importlib.import_module(module), name)
     names = {"torch": torch, **vars(mla_fp8), **vars(importlib.import_module(module))}

@@ -6,16 +6,21 @@ from pathlib import Path
 import fake_sglang
 import pytest
 import torch
+from block_weights import make
 from cases import CASE
 from checkpoints import LAYER, SCALE, WEIGHT, config, kv_b_proj, write_checkpoint
 from faults import FAULTS
+from helpers import random_weight
+from test_block_fp8_weight import BAD_PARTS
+from test_block_fp8_weight_kept import ADDRESSES, BAD_UPDATES, WRITES
 from test_integration_sglang import NOT_TAKEN
 from test_weights_errors import BAD_CALLS, arguments
 
 import mla_fp8
-from mla_fp8 import AbsorbedWeights, jit
+from mla_fp8 import AbsorbedWeights, BlockFp8Weight, jit
 from mla_fp8 import config as tiles_config
 from mla_fp8.integrations import sglang
+from mla_fp8.weights import uses
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text()
@@ -81,6 +86,17 @@ def raised_by_weights(rng, directory):
     yield said_by(lambda: AbsorbedWeights.load(next(directory.glob("*.safetensors"))))
 
 
+def raised_by_a_block_weight(rng):
+    for call in BAD_PARTS.values():
+        yield said_by(lambda call=call: BlockFp8Weight(*call(*random_weight(rng, 2, 512, 128))))
+    for call in BAD_UPDATES.values():
+        yield said_by(lambda call=call: make(rng).update_(*call(*random_weight(rng, 3, 512, 128))))
+    for call, error, _ in (*WRITES.values(), ADDRESSES["data_ptr"], ADDRESSES["dlpack"]):
+        with pytest.raises(error) as raised:
+            call(make(rng))
+        yield str(raised.value)
+
+
 def logged(monkeypatch, caplog):
     jit._announce(jit.source_directory() / "kernels" / "sm90" / "bmm.cu", "a directory")
     jit._write(Path("/dev/null/bmm.cubin"), b"")
@@ -90,13 +106,22 @@ def logged(monkeypatch, caplog):
     sglang.register()
     fake_sglang.install(monkeypatch, lambda x: x)
     sglang.register()
-    assert len(caplog.messages) == 5
+    monkeypatch.setattr(uses, "_said", set())
+    weight = make(torch.Generator())
+    torch.bmm(weight.mT, weight)
+    weight.float()
+    assert len(caplog.messages) == 7
     return [*caplog.messages, *(f"f: {reason}: this call runs SGLang's own kernel" for reason in NOT_TAKEN)]
 
 
 @pytest.fixture
 def provoked(rng, tmp_path, monkeypatch, caplog):
-    return [*raised_by_ops(rng), *raised_by_weights(rng, tmp_path / "m"), *logged(monkeypatch, caplog)]
+    return [
+        *raised_by_ops(rng),
+        *raised_by_weights(rng, tmp_path / "m"),
+        *raised_by_a_block_weight(rng),
+        *logged(monkeypatch, caplog),
+    ]
 
 
 def test_every_provoked_message_is_on_the_page(provoked):
