@@ -160,7 +160,7 @@ class BlockFp8Weight(Tensor):
         return f"{NAME}(shape={list(self._shape)}, dtype={self._dtype}, weight={list(self.weight.shape)}, {where})"
 
     def __copy__(self) -> "BlockFp8Weight":
-        return self._map(Tensor.detach)
+        return _as_parameter(self._map(Tensor.detach), isinstance(self, torch.nn.Parameter))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "BlockFp8Weight":
         """Copy the parts and not the storage behind them, which may be a whole checkpoint tensor."""

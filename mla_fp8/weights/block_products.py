@@ -20,7 +20,7 @@ def why_not(x: Any, weight: Weight, out: Any) -> str | None:
 
     `out` is the op's own matter but for what torch.bmm writes to and an op does not.
     """
-    if not isinstance(x, Tensor) or isinstance(x, type(weight)):
+    if not _is_plain(x, weight):
         return "the other factor must be a plain tensor"
     if weight._swapped:
         return "the weight must not be transposed"
@@ -33,9 +33,13 @@ def why_not(x: Any, weight: Weight, out: Any) -> str | None:
         return f"the other factor must have a contiguous last dim, got strides {list(x.stride())}"
     if x.requires_grad and torch.is_grad_enabled():
         return "the other factor must not require grad"
-    if out is not None and (isinstance(out, type(weight)) or out.dim() != 3 or out.stride(2) != 1):
-        return "out must have 3 dimensions and the last one contiguous"
+    if out is not None and (not _is_plain(out, weight) or out.dim() != 3 or out.stride(2) != 1):
+        return "out must be a plain tensor of 3 dimensions, the last one contiguous"
     return weight._refusal
+
+
+def _is_plain(x: Any, weight: Weight) -> bool:
+    return isinstance(x, Tensor) and not isinstance(x, type(weight))
 
 
 def multiply(x: Tensor, weight: Weight, out: Tensor | None) -> Tensor | None:

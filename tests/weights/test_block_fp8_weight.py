@@ -188,6 +188,15 @@ def test_product_fails_as_a_plain_one(rng, wrong):
     assert counts().products == 0
 
 
+def test_what_is_no_tensor_fails_as_in_a_plain_product(rng):
+    weight = make(rng)
+    x = token_major(rng, weight, S).transpose(0, 1)
+    for call in (lambda w: torch.bmm(3, w), lambda w: torch.bmm(None, w), lambda w: torch.bmm(x, w, out=3)):
+        for each in (weight, weight.dequantize()):
+            with pytest.raises(TypeError, match=r"^bmm\(\)"):
+                call(each)
+
+
 def test_out_is_checked_by_the_op(rng):
     weight = make(rng)
     x = token_major(rng, weight, S).transpose(0, 1)

@@ -133,6 +133,27 @@ def test_saved_view_holds_what_it_shows(rng):
     assert_same_parts(saved(weight[:1]), weight[:1])
 
 
+def test_saved_weight_loads_in_another_process(rng, run_python, tmp_path):
+    weight = make(rng)
+    x = token_major(rng, weight).transpose(0, 1)
+    torch.save({"w": weight, "x": x, "want": torch.bmm(x, weight)}, tmp_path / "w.pt")
+    run_python(f"""
+        import torch, mla_fp8
+        for mmap in (False, True):
+            found = torch.load({str(tmp_path / "w.pt")!r}, mmap=mmap)
+            assert type(found["w"]) is mla_fp8.BlockFp8Weight
+            assert torch.equal(torch.bmm(found["x"], found["w"]), found["want"])
+    """)
+
+
+@pytest.mark.parametrize("trip", [copy.copy, copy.deepcopy, lambda w: pickle.loads(pickle.dumps(w))],
+                         ids=["copy", "deepcopy", "pickle"])  # fmt: skip
+def test_copied_parameter_stays_one(rng, trip):
+    param = trip(nn.Parameter(make(rng), requires_grad=False))
+    assert isinstance(param, nn.Parameter) and isinstance(param, BlockFp8Weight)
+    assert not isinstance(trip(make(rng)), nn.Parameter)
+
+
 @pytest.mark.parametrize("trip", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
 def test_parameter_stays_one(rng, trip):
     module = trip(in_module(make(rng), "parameter"))
