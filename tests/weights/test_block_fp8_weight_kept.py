@@ -106,6 +106,8 @@ def test_transposed_weight_keeps_that_it_is(rng):
         got = trip(weight.mT)
         assert got.shape == (HEADS, 512, 128) and got.stride() == (512 * 128, 128, 1)
         assert_same_parts(got.mT, weight)
+        assert_same_bits(got.dequantize(), weight.permute(0, 2, 1).dequantize())
+        reset_counts()
 
 
 HEAD_VIEWS = {
@@ -196,6 +198,8 @@ READERS = {
     "contiguous": lambda t: t.contiguous(),
     "head": lambda t: t[1],
     "columns": lambda t: t[..., :100],
+    "last_columns": lambda t: t[..., 100:],
+    "every_other_row": lambda t: t[:, ::2],
     "flatten": lambda t: t.mT.flatten(1),
     "cat": lambda t: torch.cat((t, t)),
     "sum": lambda t: t.sum(1),
