@@ -1,5 +1,5 @@
-"""Who runs: our ops, torch.bmm with what completes it, a fused Triton kernel, DeepGEMM and
-FlashInfer where installed.
+"""Who runs: our ops, torch.bmm with what completes it, a fused Triton kernel, DeepGEMM, FlashInfer
+and humming where installed.
 
 A contender is a function of one buffer set that launches everything from the inputs to its result,
 in a layout that Buffers.decode knows. `configs` are variants that are all checked, and of which the
@@ -18,8 +18,18 @@ from torch import Tensor
 
 from mla_fp8.formats import MODES
 
+from . import humming_calls
 from .sides import BF16, Buffers, Side
-from .triton_calls import cast, concat, group_quant, has_triton, project, quantization_scratch, triton_configs
+from .triton_calls import (
+    cast,
+    concat,
+    group_quant,
+    has_triton,
+    head_major,
+    project,
+    quantization_scratch,
+    triton_configs,
+)
 
 OWN_TOLERANCE = 3e-3  # of ours from the reference: an accumulator and one rounding to bf16
 # To e4m3, an accumulator that is off by d moves about d / ulp of the values by one ulp. The tensor
@@ -68,7 +78,8 @@ def contenders(side: Side, s: int, activations: Sequence[str] = MODES) -> list[C
     triton: list[Contender | Missing] = list(fused_triton(side, s))
     if has_triton():
         triton = [Missing(one.name, "not installed", has_triton()) for one in triton]
-    peers = available("deep_gemm", deep_gemm, side) + available("flashinfer", flashinfer, side)
+    libraries = {"deep_gemm": deep_gemm, "flashinfer": flashinfer, "humming": humming}
+    peers = [one for package, of in libraries.items() for one in available(package, of, side)]
     return [*ours(side, activations), *torch_bmm(side), *triton, *peers]
 
 
@@ -265,3 +276,26 @@ def flashinfer(library: Any, side: Side) -> list[Contender]:
         "back_fp8": [named(" + group quant", gemm.then_group_quant, 3)],
         "gemm": [],
     }[side.name]
+
+
+def humming(library: Any, side: Side) -> list[Contender]:
+    """W8A16, the checkpoint's own blocks: a masked grouped GEMM, an expert a head.
+
+    It reads and writes no views. So a copy makes [H,S,k] of the activations, except for one token of
+    o_latent, and another the output of [H,S,n], except for one token without q_pe.
+    """
+
+    def product(b: Buffers, out: Tensor, **config: Any) -> None:
+        humming_calls.multiply(b, head_major(b), out.transpose(0, 1), **config)
+
+    gemm = Product(product)
+
+    def into_output(b: Buffers, **config: Any) -> None:
+        write = gemm.into_output if b.out.transpose(0, 1).is_contiguous() else gemm.then_concat
+        write(b, **config)
+
+    def named(name: str, call: Callable[..., object], layout: str = "out") -> Contender:
+        return Contender(f"copy + humming W8A16{name}", call, layout, configs=humming_calls.CONFIGS)
+
+    both = [named("", gemm.alone, "out_hs"), named(" + transpose copy", into_output)]
+    return {"front512": both, "front576": [named(" + fused concat", gemm.then_concat)], "back": both}.get(side.name, [])

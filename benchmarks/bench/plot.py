@@ -18,6 +18,7 @@ FAMILIES = {  # colour of the contenders whose name contains the key; the first 
     "mla_fp8": "#c1272d",
     "FlashInfer": "#009e73",
     "DeepGEMM": "#e69f00",
+    "humming": "#56b4e9",
     "Triton": "#9467bd",
     "torch.bmm": "#0072b2",
 }

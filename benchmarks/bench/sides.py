@@ -5,8 +5,10 @@ once, the output once. Every rate in the tables counts these, also for contender
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,6 +103,7 @@ class Buffers:
         self.side, self.s, self.heads, self.device = side, s, heads, device
         self.m = round_up(s, M_ALIGNMENT)
         self._scratch = scratch
+        self._made: dict[str, Any] = {}
         self._random = torch.Generator(device=device).manual_seed(seed)
 
     def make(self, role: str, *shape: int, dtype: torch.dtype = BF16) -> Tensor:
@@ -201,6 +204,12 @@ class Buffers:
         if name not in self._scratch:
             self._scratch[name] = torch.empty(shape, dtype=dtype, device=self.device)
         return self._scratch[name]
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What a library makes of this set's weights before its first launch, which no clock sees."""
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
 
     def result(self, layout: str) -> Tensor:
         """[S,H,n+rope] whatever the layout that a contender wrote."""

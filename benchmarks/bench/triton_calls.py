@@ -102,6 +102,15 @@ def cast(b: Buffers) -> Tensor:
     return out
 
 
+def head_major(b: Buffers) -> Tensor:
+    """x as it is, [H,S,k] contiguous: a copy, unless it lies so already."""
+    if b.x.transpose(0, 1).is_contiguous():
+        return b.x.transpose(0, 1)
+    out = b.scratch("head_major", (b.heads, b.s, b.side.k))
+    _move_rows(b.x, None, b.static_scale, out.transpose(0, 1))
+    return out
+
+
 def _move_rows(a: Tensor, pe: Tensor | None, scale: Tensor, out: Tensor) -> None:
     from .triton_kernels import concat_kernel
 

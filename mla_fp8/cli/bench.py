@@ -14,14 +14,16 @@ from mla_fp8.cli import EXIT_USAGE, Commands, integer_of, positive_ranges
 from mla_fp8.cli.terminal import Terminal
 from mla_fp8.formats import MODES
 
-PEERS = {"Triton": "triton", "DeepGEMM": "deep_gemm", "FlashInfer": "flashinfer"}  # name -> module
+# name -> module
+PEERS = {"Triton": "triton", "DeepGEMM": "deep_gemm", "FlashInfer": "flashinfer", "humming": "humming"}
 CPU_OPS = {"front": "absorb_q", "back": "v_up"}
 QUICK_CPU = ["--rounds", "10"]
 DESCRIPTION = """\
 Time the ops here beside what else is installed: on a GPU torch.bmm, Triton,
-DeepGEMM, FlashInfer and one launch that only moves the same bytes; on a CPU
-torch.bmm. Everything is compared with the reference first: a wrong result ends
-the run with status 1. Errors are from exact arithmetic on the FP8 checkpoint.
+DeepGEMM, FlashInfer, humming and one launch that only moves the same bytes;
+on a CPU torch.bmm. Everything is compared with the reference first: a wrong
+result ends the run with status 1. Errors are from exact arithmetic on the FP8
+checkpoint.
 Status 2: the options do not fit; 3: an op of mla_fp8 failed. Under each table
 stands the command that measures it again."""
 DRAWN = (".svg", ".png")

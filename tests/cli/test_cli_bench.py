@@ -86,7 +86,7 @@ def test_bench_asks_for_files_before_it_measures(capsys, monkeypatch, tmp_path):
 
 def test_bench_names_peers():
     text = bench.peers()
-    assert [part.split()[0] for part in text.split("; ")] == ["Triton", "DeepGEMM", "FlashInfer"]
+    assert [part.split()[0] for part in text.split("; ")] == ["Triton", "DeepGEMM", "FlashInfer", "humming"]
     assert bench._version("torch") == torch.__version__
     assert bench._version("no_such_module") == "not installed"
 
