@@ -82,7 +82,7 @@ class Run:
     def memory(self) -> Rows:
         def held(worker: Any) -> dict[str, Any]:
             runner = worker.model_runner
-            layers = [one for one in runner.model.modules() if hasattr(one, "W_UV")]
+            layers = [one for one in runner.get_model().modules() if hasattr(one, "W_UV")]
             return {
                 "loaded_bytes": int(runner.model_memory_usage),
                 "runner": f"{type(runner).__module__}.{type(runner).__name__}",
@@ -107,7 +107,9 @@ class Run:
 
     def forced(self) -> Rows:
         given = texts(Size(), self.vocab_size)
-        return [row for batch in self.options.forced_batch for row in forced.rows(self.llm, self.params, given, batch)]
+        logits = torch.float32 if self.options.logits == "float32" else None
+        batches = self.options.forced_batch
+        return [row for batch in batches for row in forced.rows(self.llm, self.params, given, batch, logits)]
 
     def step(self) -> Rows:
         context = self.options.step_context
@@ -168,6 +170,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--context", type=integers, default=[1000, 3500], help="of timeline")
     parser.add_argument("--step-context", type=int, default=256)
     parser.add_argument("--forced-batch", type=integers, default=[8, 64])
+    parser.add_argument("--logits", choices=["float32", "model"], default="float32", help="dtype, of forced")
     parser.add_argument(
         "--engine", type=setting, action="append", default=[], metavar="KEY=JSON", help="an argument of vllm.LLM"
     )

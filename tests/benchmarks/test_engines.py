@@ -281,3 +281,35 @@ def test_compare_says_which_bar_is_not_kept(us, ms, saved, seconds, status, tmp_
     monkeypatch.setattr(sys, "argv", ["compare", *files])
     assert compare.main() == status
     assert (compare.BROKEN in capsys.readouterr().out) == (status == 1)
+
+
+def fake_llm():
+    """An engine with one head, as far as `attached` looks."""
+    head = torch.nn.Identity()
+    head.head_dtype = torch.bfloat16
+    batch = SimpleNamespace(
+        logitsprocs=SimpleNamespace(non_argmax_invariant=[]), logitsprocs_need_output_token_ids=False
+    )
+    runner = SimpleNamespace(get_model=lambda: torch.nn.Sequential(head), input_batch=batch)
+    worker = SimpleNamespace(model_runner=runner)
+    return SimpleNamespace(collective_rpc=lambda call: [call(worker)]), head, batch
+
+
+def test_attached_leaves_the_engine_as_it_was():
+    llm, head, batch = fake_llm()
+    with pytest.raises(KeyError), forced.attached(llm, torch.float32):
+        assert head.head_dtype == torch.float32 and batch.logitsprocs_need_output_token_ids
+        assert isinstance(batch.logitsprocs.non_argmax_invariant[0], forced.Forced)
+        raise KeyError
+    assert head.head_dtype == torch.bfloat16 and not batch.logitsprocs_need_output_token_ids
+    assert batch.logitsprocs.non_argmax_invariant == []
+
+
+def test_attached_rejects_an_engine_without_a_dtype_of_logits():
+    llm, head, batch = fake_llm()
+    del head.head_dtype
+    with pytest.raises(ValueError, match="--logits model"), forced.attached(llm, torch.float32):
+        pass
+    assert batch.logitsprocs.non_argmax_invariant == []
+    with forced.attached(llm, None):
+        assert batch.logitsprocs_need_output_token_ids
