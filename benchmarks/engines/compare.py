@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
+from rich.table import Table
 
 from ..bench.report import console_of, grid, microseconds, number, read
 from .oracle import LABEL as ORACLE
@@ -142,6 +143,20 @@ def paired(rows: Sequence[Row], measure: str, *keys: str) -> list[tuple[Row, Row
     return [(row, plugin[case]) for row in stock if (case := tuple(row[key] for key in keys)) in plugin]
 
 
+def unmeasured(rows: Sequence[Row], *measures: str) -> list[Verdict]:
+    """A verdict for each measure that stock or the plugin has no rows of; stock has no counts."""
+    needed = {measure: (PLUGIN,) if measure == "counts" else (STOCK, PLUGIN) for measure in measures}
+    missing = {
+        measure: [label for label in labels if not chosen(rows, measure, label)] for measure, labels in needed.items()
+    }
+    return [Verdict(measure, f"needs {' and '.join(without)}", None) for measure, without in missing.items() if without]
+
+
+def show(table: Table, console: Console) -> None:
+    if table.row_count:
+        console.print(table)
+
+
 def times(rows: Sequence[Row], console: Console) -> list[Verdict]:
     verdicts = []
     table = grid("q_b_proj's end to o_proj's start, µs", "batch", "context", "stock", "plugin", "less", left=0)
@@ -151,15 +166,15 @@ def times(rows: Sequence[Row], console: Console) -> list[Verdict]:
         wanted = SHORTER_US.get(stock["batch"], 0.0) if stock["heads"] == FULL_HEADS else 0.0
         bar = f"batch {stock['batch']}, context {stock['context']}: at least {wanted} µs shorter"
         verdicts.append(Verdict(bar, f"{less:.2f}", less >= wanted))
-    console.print(table)
+    show(table, console)
     table = grid("a decode step, ms", "batch", "context", "stock", "from", "to", "plugin", "from", "to", left=0)
     for stock, plugin in paired(rows, "step", "batch", "context"):
         cells = [number(row[key], 3) for row in (stock, plugin) for key in ("ms", "ms_min", "ms_max")]
         table.add_row(str(stock["batch"]), str(stock["context"]), *cells)
         bar = f"batch {stock['batch']}, context {stock['context']}: a step not longer"
         verdicts.append(Verdict(bar, f"{plugin['ms'] - stock['ms']:+.3f} ms", plugin["ms"] <= stock["ms"]))
-    console.print(table)
-    return verdicts or [Verdict("timelines and steps", "needs stock and plugin", None)]
+    show(table, console)
+    return verdicts + unmeasured(rows, "timeline", "step")
 
 
 def held(rows: Sequence[Row]) -> list[Verdict]:
@@ -179,7 +194,7 @@ def held(rows: Sequence[Row]) -> list[Verdict]:
         model = None if seconds is None else seconds / row["layers"] * MODEL_LAYERS
         bar = f"hooks at load of {MODEL_LAYERS} layers: at most {HOOK_SECONDS} s"
         verdicts.append(Verdict(bar, number(model, 3, " s"), None if model is None else model <= HOOK_SECONDS))
-    return verdicts or [Verdict("memory and counts", "needs stock and plugin", None)]
+    return verdicts + unmeasured(rows, "memory", "counts")
 
 
 def greedy(rows: Sequence[Row], console: Console) -> None:
@@ -188,7 +203,7 @@ def greedy(rows: Sequence[Row], console: Console) -> None:
         pairs = list(zip(stock["tokens"], plugin["tokens"], strict=True))
         equal = next((index for index, (one, other) in enumerate(pairs) if one != other), len(pairs))
         table.add_row(str(stock["prompt"]), str(len(pairs)), str(equal))
-    console.print(table)
+    show(table, console)
 
 
 def main() -> int:

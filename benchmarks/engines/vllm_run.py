@@ -142,6 +142,8 @@ def attempt(measure: Callable[[], Rows], name: str) -> Rows:
 def line_of(row: dict[str, Any]) -> str:
     """A row in short, for whoever watches."""
     short = {key: value for key, value in row.items() if not isinstance(value, list) or len(value) < 3}
+    if row["measure"] == "greedy" and "tokens" in row:
+        short |= {"tokens": row["tokens"][:16], "sum of logprobs": sum(row["logprobs"])}
     if "forced_logprob" in row:
         short["mean forced_logprob"] = statistics.fmean(row["forced_logprob"])
     return "  ".join(

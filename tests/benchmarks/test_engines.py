@@ -283,6 +283,13 @@ def test_compare_says_which_bar_is_not_kept(us, ms, saved, seconds, status, tmp_
     assert (compare.BROKEN in capsys.readouterr().out) == (status == 1)
 
 
+def test_compare_names_what_was_not_measured():
+    rows = [row for row in measured("stock", 46.0, 2.5, 10) if row["measure"] != "memory"]
+    rows += [{"measure": "timeline", "label": "plugin", "status": "failed", "reason": "no"}]
+    said = {verdict.bar: verdict.found for verdict in compare.unmeasured(rows, "timeline", "memory", "counts")}
+    assert said == {"timeline": "needs plugin", "memory": "needs stock and plugin", "counts": "needs plugin"}
+
+
 def fake_llm():
     """An engine with one head, as far as `attached` looks."""
     head = torch.nn.Identity()
