@@ -71,7 +71,14 @@ def heads(rows: Rows) -> str:
             ]
             lines += [[side.label, str(count), *(_beside_fastest(case) for case in by_s)]]
     told = "µs, median, weights cold; in brackets, the fastest other's time over ours"
-    return markdown(["", "H", *(f"S = {s}" for s in s_values)], lines) + note(told, timed[0])
+    return markdown(["", "H", *(f"S = {s}" for s in s_values)], lines) + note(told, _runs(timed))
+
+
+def _runs(rows: Rows) -> Mapping[str, str]:
+    """What `note` names, of every run that the rows come from."""
+    return {
+        key: ", ".join(dict.fromkeys(str(row.get(key)) for row in rows)) for key in ("gpu", "torch", "commit", "date")
+    }
 
 
 def _beside_fastest(case: Rows) -> str:
@@ -163,10 +170,7 @@ def tiles(rows: Rows) -> str:
         lines.append([side, str(len(cells)), "; ".join(worst), "; ".join(slower[side])])
     header = ["", "cells", "chosen over best: the worst", f"chosen over {PEER}, where that is faster"]
     told = f"Medians, weights cold; every tile gives the same bits. {len(rows)} cells (H, S)"
-    runs = {
-        key: ", ".join(dict.fromkeys(str(row.get(key)) for row in rows)) for key in ("gpu", "torch", "commit", "date")
-    }
-    return markdown(header, lines) + "\n" + _earned(rows) + note(told, runs)
+    return markdown(header, lines) + "\n" + _earned(rows) + note(told, _runs(rows))
 
 
 def tile_times(row: Mapping[str, Any]) -> dict[str, float]:

@@ -217,6 +217,14 @@ def test_tables_fill_their_blocks_and_nothing_else(tmp_path):
         tables.fill("<!-- table: tpu -->\n<!-- end -->\n", tmp_path)
 
 
+def test_tables_name_every_run_that_their_rows_come_from(tmp_path):
+    rows = timed_rows()
+    for name, facts in (("one", {"commit": "abc", "date": "today"}), ("two", {"commit": "def", "date": "then"})):
+        report.write_json(tmp_path / name, [*rows], HERE | facts)
+    (tmp_path / "rows.json").write_text((tmp_path / "one").read_text() + (tmp_path / "two").read_text())
+    assert ", abc, def, today, then.\n" in tables.fill("<!-- table: rows -->\n<!-- end -->\n", tmp_path)
+
+
 def test_cpu_table_reads_the_file_of_the_cpu_benchmark(tmp_path):
     row = {"op": "absorb_q", "s": 1, "heads": 128, "contender": "mla_fp8.absorb_q", "ms": 0.5, "ratio": 0.25}
     (tmp_path / "cpu.json").write_text(json.dumps({"cpu": "a CPU", "threads": 2, "rows": [row]}))
