@@ -1,10 +1,13 @@
 """tests/support/sanitize.sh, with a compute-sanitizer that only prints: what it makes of each tool's answer."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from mla_fp8.config import tiles
 
 SCRIPT = Path(__file__).with_name("sanitize.sh")
 TOOLS = ["memcheck", "racecheck", "initcheck", "synccheck"]
@@ -67,6 +70,15 @@ def test_sanitize_fails_for_one_tool_and_runs_the_others(sanitize, tool, change)
 
 def test_sanitize_takes_single_tools(sanitize):
     assert [line.split()[0] for line in sanitize("synccheck", "memcheck")[1]] == ["synccheck", "memcheck"]
+
+
+def test_sanitize_has_racecheck_look_at_our_kernels_and_no_others(sanitize, tmp_path):
+    sanitize(change='echo "given: $*"')
+    given = {tool: (tmp_path / "build" / "sanitize" / f"{tool}.log").read_text() for tool in TOOLS}
+    names = {tool: re.findall(r"--kernel-name kns=(\S+)", text) for tool, text in given.items()}
+    assert all("given: --tool" in text for text in given.values())
+    assert [tool for tool in TOOLS if names[tool]] == ["racecheck"]
+    assert not [tile.symbol for tile in tiles() if not any(name in tile.symbol for name in names["racecheck"])]
 
 
 def test_sanitize_names_what_is_missing(sanitize):
