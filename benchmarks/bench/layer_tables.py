@@ -56,6 +56,52 @@ def tensor_parallel(rows: Rows) -> str:
     return markdown(["GPUs", *(f"batch {batch}" for batch in batches)], lines) + told
 
 
+def engine(rows: Rows) -> str:
+    """Per H, context and batch of decode steps in an engine: from q_b_proj to o_proj, and a whole step."""
+    cases = {
+        label: {
+            (row["measure"], row["heads"], row["context"], row["batch"]): row
+            for row in rows
+            if row.get("label") == label and row["measure"] in ("timeline", "step")
+        }
+        for label in ("stock", "plugin")
+    }
+    lines = []
+    for case, stock in cases["stock"].items():
+        plugin = cases["plugin"][case]
+        if case[0] == "timeline":
+            times = [f"{row['us']:.1f}" for row in (stock, plugin)]
+            cells = ["q_b_proj to o_proj, µs", *case[1:], *times, f"{stock['us'] - plugin['us']:+.1f}"]
+        else:
+            times = [f"{row['ms']:.2f} ({row['ms_min']:.2f} to {row['ms_max']:.2f})" for row in (stock, plugin)]
+            cells = ["a step, ms", *case[1:], *times, f"{stock['ms'] - plugin['ms']:+.2f}"]
+        lines.append(list(map(str, cells)))
+    first = rows[0]
+    told = note(
+        f"Medians, {first['engine']}, {first['layers']} layers, all sequences decoding; in brackets the range", first
+    )
+    header = ["", "H", "context", "batch", "stock", "with mla_fp8", "less"]
+    return markdown(header, lines) + told
+
+
+def engine_bars(rows: Rows) -> str:
+    """Memory, counts and accuracy, as compare.py judged them; the times stand in the table above."""
+    lines = [
+        [
+            str(row["heads"]),
+            row["bar"],
+            row["found"],
+            "not measured" if row["kept"] is None else "yes" if row["kept"] else "no",
+        ]
+        for row in rows
+        if row["measure"] == "verdict"
+        and not row["bar"].startswith(("batch 1,", "batch 8,", "batch 32,", "batch 128,"))
+    ]
+    return markdown(["H", "bar", "found", "kept"], lines) + note(
+        f"{rows[0]['engine']}, {rows[0]['layers']} layers", rows[0]
+    )
+
+
 def prefill(rows: Rows) -> str:
     """Per H and tokens: from how many queries on expanded is faster, and enable() takes it."""
     queries = {(row["heads"], row["tokens"], row["launched"]): row["queries"] for row in rows}

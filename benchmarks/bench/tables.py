@@ -204,6 +204,8 @@ RENDERERS: Mapping[str, tuple[str, Callable[[Rows], str]]] = {
     "decode_step": ("decode_step.json", layer_tables.decode_step),
     "tensor_parallel": ("tensor_parallel.json", layer_tables.tensor_parallel),
     "prefill": ("prefill.json", layer_tables.prefill),
+    "vllm": ("vllm.json", layer_tables.engine),
+    "vllm_bars": ("vllm.json", layer_tables.engine_bars),
     "sglang_hook": ("sglang_hook.json", layer_tables.sglang_hook),
     "roofline": ("h100.json", roofline),
     "quality": ("quality.json", layer_tables.quality),

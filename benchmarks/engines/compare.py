@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from ..bench.report import console_of, grid, microseconds, number, read
+from ..bench.report import console_of, grid, microseconds, number, read, write_json
 from .oracle import LABEL as ORACLE
 
 STOCK, PLUGIN = "stock", "plugin"
@@ -31,6 +31,7 @@ SHORTER_US = {1: 5.0, 8: 5.0, 32: 4.5}  # by batch, with FULL_HEADS; for all oth
 LAYER_BYTES = 16.7e6  # 128*256*512 in 8 bits instead of 16, less scales: so many fewer, with FULL_HEADS
 MODEL_LAYERS, HOOK_SECONDS = 61, 2.0  # DeepSeek-V3's, and what loading all of them may take
 KEPT, BROKEN, MISSING = "kept", "NOT KEPT", "not measured"
+FACTS = ("gpu", "driver", "torch", "commit", "date", "command")  # of a run
 
 Row = Mapping[str, Any]
 Positions = dict[tuple[int, int], "Said"]  # by text and step
@@ -206,10 +207,20 @@ def greedy(rows: Sequence[Row], console: Console) -> None:
     show(table, console)
 
 
+def record(path: Path, rows: Sequence[Row], verdicts: Sequence[Verdict]) -> None:
+    """What tables.py fills docs/engines.md from: every row but the texts', and the verdicts."""
+    kept = [row for row in rows if row["measure"] not in ("forced", "greedy")]
+    shared = {key: kept[-1][key] for key in ("heads", "layers", "engine", *FACTS)}
+    judged = [{"measure": "verdict", **verdict._asdict(), **shared} for verdict in verdicts]
+    write_json(path, [*kept, *judged], {})
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path)
-    rows, console = [row for file in parser.parse_args().files for row in read(file)], console_of()
+    parser.add_argument("--record", type=Path, help="write all but the texts' rows, and the verdicts, as JSON")
+    options = parser.parse_args()
+    rows, console = [row for file in options.files for row in read(file)], console_of()
     if len({(row["heads"], row["layers"]) for row in rows}) > 1:
         parser.error("FILES must be of one checkpoint, got rows of several numbers of heads or layers")
     greedy(rows, console)
@@ -221,6 +232,8 @@ def main() -> int:
     for row in rows:
         if "status" in row:
             console.print(f"{row['label']} {row['measure']}: {row['reason']}", style="bold red", markup=False)
+    if options.record:
+        record(options.record, rows, verdicts)
     if any(verdict.kept is False for verdict in verdicts):
         return 1
     return 4 if any(verdict.kept is None for verdict in verdicts) else 0

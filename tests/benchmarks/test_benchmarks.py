@@ -169,7 +169,7 @@ def test_json_rows_name_the_command_without_its_files(monkeypatch, script, start
 
 def test_every_record_has_a_command():
     gpus = {record.file_of("gpu", name) for name in ("NVIDIA H100 80GB HBM3", "NVIDIA H200")}
-    files = gpus | {record.file_of(name, "NVIDIA H100 80GB HBM3") for name in record.COMMANDS}
+    files = gpus | {record.file_of(name, "NVIDIA H100 80GB HBM3") for name in record.COMMANDS | record.IN_AN_ENGINE}
     assert {path.name for path in record.RESULTS.glob("*.json")} <= files
 
 
