@@ -38,7 +38,6 @@ ON_GPU = {
     "decode_step": "-m benchmarks.layers.decode_step",
     "dram_bytes": f"{GPU} --dram-bytes",
     "prefill": "-m benchmarks.layers.prefill",
-    "sglang_hook": "-m benchmarks.layers.sglang_hook",
     "tensor_parallel": "-m benchmarks.layers.tensor_parallel",
 }
 ON_CPU = {

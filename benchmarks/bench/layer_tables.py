@@ -114,17 +114,6 @@ def prefill(rows: Rows) -> str:
     return markdown(["H", "tokens in the cache", "in a CUDA graph", "eager", "rule"], lines) + told
 
 
-def sglang_hook(rows: Rows) -> str:
-    """Per K and S: µs of the hook and of the stand-in on the device, and on the host."""
-    lines = []
-    for row in rows:
-        ratio = f"{row['stand_in_us'] / row['us']:.2f}x"
-        times = (microseconds(row[name]) for name in ("us", "stand_in_us", "host_us", "stand_in_host_us"))
-        lines.append([str(row["k"]), str(row["s"]), *times, ratio])
-    header = ["K", "S", "mla_fp8", "stand-in", "mla_fp8, host", "stand-in, host", "stand-in over mla_fp8"]
-    return markdown(header, lines) + note(f"µs, H = {rows[0]['heads']}", rows[0])
-
-
 def named(rows: Rows, variant: str, octaves: int = 0) -> Mapping[str, Any]:
     (row,) = (row for row in rows if (row["variant"], row["octaves"]) == (variant, octaves))
     return row

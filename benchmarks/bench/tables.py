@@ -206,7 +206,6 @@ RENDERERS: Mapping[str, tuple[str, Callable[[Rows], str]]] = {
     "prefill": ("prefill.json", layer_tables.prefill),
     "vllm": ("vllm.json", layer_tables.engine),
     "vllm_bars": ("vllm.json", layer_tables.engine_bars),
-    "sglang_hook": ("sglang_hook.json", layer_tables.sglang_hook),
     "roofline": ("h100.json", roofline),
     "quality": ("quality.json", layer_tables.quality),
     "quality_sentence": ("quality.json", layer_tables.sentence),

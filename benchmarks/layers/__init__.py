@@ -1,1 +1,1 @@
-"""Benchmarks of what stands around the ops: a decode step, its GPUs, a prefill, SGLang's hook."""
+"""Benchmarks of what stands around the ops: a decode step, its GPUs, a prefill."""

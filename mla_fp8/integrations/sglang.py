@@ -1,12 +1,9 @@
-"""SGLang: quantize_q_nope in place of its quantization before the masked FP8 GEMMs around MLA's attention.
+"""SGLang: absorb_q and v_up from FP8 weights, in the place of the bf16 copies that SGLang makes of kv_b_proj.
 
-Before both absorbed products, SGLang quantizes x [H, S, K] (q_nope, K = 128; attention's output, K = 512) with
-`per_token_group_quant_mla_deep_gemm_masked_fp8`, which returns what DeepGEMM's masked GEMM takes:
-
-    x_val [H, M, K], x_scale [H, M, K/128], masked_m int32 [H] full of S, S, M          M = ceil(S/256)*256
-
-SGLang calls `register` in every process that it starts (entry point group `sglang.srt.plugins`, SGLang 0.5.11 and
-later). With MLA_FP8_SGLANG=1 it hooks this function; otherwise it does nothing at all.
+SGLang's `post_load_weights` gives every MLA layer `w_kc` and `w_vc`, and its forward code multiplies by them with
+torch.bmm. SGLang calls `register` in every process that it starts (entry point group `sglang.srt.plugins`, SGLang
+0.5.11 and later). With MLA_FP8_SGLANG=1 it wraps around that method, and once SGLang's own has run puts a
+`BlockFp8Weight` in the place of both; otherwise it does nothing at all.
 """
 
 import functools
@@ -14,48 +11,44 @@ import importlib
 import importlib.metadata
 import inspect
 import logging
-import math
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mla_fp8 import devices
-from mla_fp8.formats import ACTIVATIONS, E4M3, GROUP, MAX_EXTENT, MIN_AMAX_FLOOR
-from mla_fp8.ops import quantize_q_nope
+from mla_fp8.formats import E4M3
+from mla_fp8.integrations import sglang_engine
+from mla_fp8.integrations.sglang_weights import Pair, Report, Stay, pair_of, require_equal
+from mla_fp8.weights.block_fp8_weight import BlockFp8Weight
+from mla_fp8.weights.kv_b_proj import HeadDims
 
 __all__ = ["register"]
 
 SWITCH = "MLA_FP8_SGLANG"
-FUNCTION = "per_token_group_quant_mla_deep_gemm_masked_fp8"
-MODULES = (
-    "sglang.kernels.ops.quantization.fp8_kernel",  # where 0.5.16 to 0.5.23 define it
-    "sglang.srt.layers.quantization.fp8_kernel",  # where 0.5.11 does
-)
 HOOKS = "sglang.srt.plugins.hook_registry"
-M_ALIGNMENT = 256  # SGLang's own, DeepGEMM's largest tile
-TABLE_ROWS = 1024  # up to here a launch that fills masked_m would show in the time: it comes from a table
+CLASS, METHOD = "DeepseekV2WeightLoaderMixin", "post_load_weights"
+ATTENTION = "DeepseekV2AttentionMLA"
+DEVICES = ("cuda",)
 
-Quantized = tuple[Tensor, Tensor, Tensor, int, int]
+load_seconds = 0.0  # what the plugin has added to loading in this process, over all layers of all models
 logger = logging.getLogger(__name__)
-tables: dict[tuple[torch.device, int], tuple[Tensor, ...]] = {}
 
 
 def register() -> None:
-    """Have SGLang quantize with `quantize_q_nope`, if the environment variable MLA_FP8_SGLANG is 1.
+    """Have SGLang multiply by FP8 weights, if the environment variable MLA_FP8_SGLANG is 1.
 
-    x_scale = max(amax(|x|), eps) / 448; x_val = e4m3(clamp(x * (1 / x_scale), ±448)), where SGLang divides by x_scale.
+    torch.bmm(x, w_kc) runs `absorb_q`, and torch.bmm(x, w_vc) `v_up`, from kv_b_proj's own blocks.
 
     Returns: nothing. Raises: nothing, whatever it finds in SGLang.
 
-    Notes: where MLA_FP8_SGLANG is neither 0 nor 1, or where this SGLang has
-    no such function, another signature of it or no hook registry, a warning says so and SGLang stays as it is. A call
-    that `quantize_q_nope` does not take (another group_size or dtype, a GPU without kernels, ...) runs SGLang's own
-    function, with one warning a reason. SGLang applies the hook once `register` has returned.
+    Notes: where MLA_FP8_SGLANG is neither 0 nor 1, or this SGLang has another loader or hook registry, a warning says
+    so and SGLang stays as it is. SGLang applies the hook once `register` has returned. Each model that is loaded
+    logs one line: layers, bytes freed, or why a layer keeps SGLang's own weights.
 
-    Source: `HookRegistry` of SGLang 0.5.23; docs/sglang.md.
+    Source: `DeepseekV2WeightLoaderMixin` and `HookRegistry` of SGLang 0.5.17 and 0.5.23.
 
     Example:
         >>> register()  # MLA_FP8_SGLANG is not set
@@ -64,104 +57,144 @@ def register() -> None:
     if switch in ("", "0"):
         return
     if switch != "1":
-        logger.warning("register: %s must be 0 or 1, got %r: SGLang runs its own kernel", SWITCH, switch)
-        return
-    module, original = find()
-    if module is None:
-        step_aside("sglang", f"have {FUNCTION} in {' or '.join(MODULES)}", sglang_version())
-        return
-    expected, found = signature_of(around, skip=1), signature_of(original)
-    if found != expected:
-        step_aside(f"{FUNCTION}'s signature", f"be {expected}", str(found))
+        logger.warning("register: %s must be 0 or 1, got %r: SGLang keeps its own weights", SWITCH, switch)
         return
     try:
+        method = getattr(getattr(importlib.import_module(sglang_engine.LOADER), CLASS), METHOD)
+        taken = [*inspect.signature(method).parameters]
+        if taken != ["self", "is_nextn", "weight_names"]:
+            raise TypeError(f"its {METHOD} takes {taken}")
         hooks = importlib.import_module(HOOKS)
-        hooks.HookRegistry.register(f"{module}.{FUNCTION}", around, hooks.HookType.AROUND)
-    except Exception as error:  # an ImportError, or whatever another registry makes of these arguments
-        step_aside("sglang", f"have HookRegistry.register in {HOOKS}", f"{sglang_version()} ({error!r})")
+        hooks.HookRegistry.register(f"{sglang_engine.LOADER}.{CLASS}.{METHOD}", around, hooks.HookType.AROUND)
+    except Exception as error:  # whatever importing it may raise
+        rule = f"have {CLASS}.{METHOD}(is_nextn, weight_names) and {HOOKS}"
+        got = f"{sglang_version()} ({error!r})"
+        logger.warning("register: sglang must %s, got %s: SGLang keeps its own weights", rule, got)
         return
-    logger.info("register: %s.%s runs mla_fp8.quantize_q_nope", module, FUNCTION)
+    logger.info("register: %s.%s is followed by mla_fp8", CLASS, METHOD)
 
 
 def around(
-    original: Callable[..., Quantized],
-    x: Tensor,
-    group_size: int = GROUP,
-    eps: float = 1e-12,
-    dtype: torch.dtype = E4M3,
-) -> Quantized:
-    """What SGLang calls: all parameters after the first are the ones that its function must have, defaults included."""
-    reason = why_not(x, group_size, eps, dtype)
-    if reason is not None:
-        log_once(logging.WARNING, f"{FUNCTION}: {reason}: this call runs SGLang's own kernel")
-        return original(x, group_size, eps, dtype)
-    log_once(logging.INFO, f"{FUNCTION}: runs mla_fp8.quantize_q_nope on {x.device}")
-    q_nope = x.transpose(0, 1)
-    x_val, x_scale = quantize_q_nope(q_nope, m_alignment=M_ALIGNMENT, amax_floor=eps, zero_pad=False)
-    rows = q_nope.shape[0]
-    return x_val, x_scale, full_of(rows, x), rows, x_val.shape[1]
+    original: Callable[..., None], model: Any, is_nextn: bool = False, weight_names: Iterable[str] | None = None
+) -> None:
+    """What SGLang calls: its own method, one layer a call, and after each the weights of that layer replaced.
 
-
-def why_not(x: Tensor, group_size: int, eps: float, dtype: torch.dtype) -> str | None:
-    """The reason for which `quantize_q_nope` does not take a call, if there is one."""
-    if x.dim() != 3:
-        return f"x must have 3 dimensions, got {x.dim()}"
-    if x.device.type not in ("cuda", "cpu"):
-        return f"x must be on cuda or cpu, got {x.device.type}"
-    if x.dtype not in ACTIVATIONS:
-        return f"x must be bfloat16 or float16, got {x.dtype}"
-    if x.stride(2) != 1:
-        return f"x must have a contiguous last dimension, got stride {x.stride(2)}"
-    if not 0 < x.shape[2] <= MAX_EXTENT or x.shape[2] % GROUP != 0:
-        return f"x's last dimension must be a multiple of {GROUP} up to {MAX_EXTENT}, got {x.shape[2]}"
-    if group_size != GROUP:
-        return f"group_size must be {GROUP}, got {group_size}"
-    if dtype != E4M3:
-        return f"dtype must be {E4M3}, got {dtype}"
-    if not MIN_AMAX_FLOOR <= eps < math.inf:
-        return f"eps must be finite and at least {MIN_AMAX_FLOOR}, got {eps}"
-    if x.requires_grad and torch.is_grad_enabled():
-        return "x must not require grad, got requires_grad=True"
-    return devices.why_not_on(x.device) if x.is_cuda else None
-
-
-def full_of(rows: int, x: Tensor) -> Tensor:
-    """masked_m, int32 [H] full of `rows`: a row of a table, not to be written to, where that saves a launch."""
-    plain_cuda = type(x) is Tensor and x.is_cuda and not torch.compiler.is_compiling()
-    if plain_cuda and rows <= TABLE_ROWS:
-        key = x.device, x.shape[0]
-        # What a stream capture allocates belongs to its graph: such a call takes a table made before, or none.
-        if key not in tables and not torch.cuda.is_current_stream_capturing():
-            tables[key] = row_counts(*key)
-        if key in tables:
-            return tables[key][rows]
-    return torch.full((x.shape[0],), rows, dtype=torch.int32, device=x.device)
-
-
-@torch.inference_mode(False)
-def row_counts(device: torch.device, heads: int) -> tuple[Tensor, ...]:
-    """At index m int32 [H] full of m. Copied from pageable memory, so written when this returns, for every stream."""
-    table = torch.arange(TABLE_ROWS + 1, dtype=torch.int32).unsqueeze(1).repeat(1, heads)
-    return table.to(device).unbind(0)
-
-
-def find() -> tuple[str | None, Any]:
-    """The module that has SGLang's function, and the function."""
-    for name in MODULES:
-        try:
-            return name, getattr(importlib.import_module(name), FUNCTION)
-        except Exception as error:  # whatever importing it may raise
-            logger.debug("register: %s: %r", name, error)
-    return None, None
-
-
-def signature_of(function: Any, skip: int = 0) -> inspect.Signature | None:
-    """Names, kinds and defaults of the parameters from `skip` on, without annotations; None where there is none."""
+    One a call, so that a reload, when the cache fills the GPU, makes the 16-bit weights of one layer at a time.
+    """
+    names = None if weight_names is None else list(weight_names)
+    report = Report()
     try:
-        parameters = [*inspect.signature(function).parameters.values()][skip:]
-    except (TypeError, ValueError):
-        return None
-    return inspect.Signature([p.replace(annotation=inspect.Parameter.empty) for p in parameters])
+        reason = sglang_engine.why_not()
+        layers = layers_of(model, is_nextn, names)
+    except Exception as error:
+        reason, layers = f"{error!r}", []
+    if not layers or (reason and not any(pair_in(attention) for attention, _ in layers)):
+        original(model, is_nextn, names)
+        if reason:
+            logger.warning("%s: no product from FP8: %s", type(model).__name__, reason)
+        return
+    for attention, own_names in layers:
+        load_layer(functools.partial(original, model, is_nextn, own_names), attention, report)
+    attentions = [attention for attention, _ in layers]
+    untouched = any(hasattr(each, "kv_b_proj") and getattr(each, "w_kc", 0) is None for each in attentions)
+    if untouched and not any(map(pair_in, attentions)):
+        original(model, is_nextn, names)  # a release that knows layers by other names
+    if report.replaced or report.reasons:
+        level = logging.WARNING if report.reasons else logging.INFO
+        logger.log(level, "%s", report.line(type(model).__name__))
+
+
+def layers_of(model: Any, is_nextn: bool, names: list[str] | None) -> list[tuple[Any, list[str] | None]]:
+    """The attention of every layer that SGLang's method goes through, and the names by which it does that one only."""
+    if is_nextn:
+        return [(model.model.decoder.self_attn, names)]
+    start, end = model.model.start_layer, model.model.end_layer
+    if names is None:
+        names = [f"model.layers.{i}.self_attn.kv_b_proj.weight" for i in range(start, end)]
+    by_layer: dict[int, list[str]] = {}
+    for name in names:
+        if "kv_b_proj" in name:
+            by_layer.setdefault(int(name.split(".")[2]), []).append(name)
+    inside = [(i, own) for i, own in by_layer.items() if start <= i < end]
+    return [(model.model.layers[i].self_attn, own) for i, own in inside]
+
+
+def load_layer(original: Callable[[], None], attention: Any, report: Report) -> None:
+    """Run SGLang's own method for this layer, with what is ours out of its way, and then replace what it made."""
+    global load_seconds
+    ours = pair_in(attention)
+    new = ours is not None or (hasattr(attention, "w_kc") and attention.w_kc is None and attention.w_vc is None)
+    if ours:  # into which SGLang would copy
+        attention.w_kc = attention.w_vc = None
+    try:
+        original()
+    except BaseException:
+        if ours:
+            attention.w_kc, attention.w_vc = ours
+        raise
+    if not new:  # weights of SGLang's own from an earlier call, whose addresses a CUDA graph may have
+        return
+    begin = time.perf_counter()
+    try:
+        replace(attention, ours, report)
+    except Exception as error:
+        stayed = str(error) if isinstance(error, (Stay, ValueError)) else f"{error!r}"
+        report.reasons[stayed] += 1
+        if ours:
+            logger.error("a reload: CUDA graphs that were captured before still read the old weights: %s", stayed)
+    finally:
+        seconds = time.perf_counter() - begin
+        report.seconds += seconds
+        load_seconds += seconds
+
+
+def replace(attention: Any, ours: Pair | None, report: Report) -> None:
+    """Put FP8 weights where SGLang has just put its own, or raise why not; then nothing has changed."""
+    theirs = attention.w_kc, attention.w_vc
+    if theirs[0] is None and theirs[1] is None:  # SGLang found no kv_b_proj here
+        if ours:
+            attention.w_kc, attention.w_vc = ours
+        return
+    weight, scale, dims = kv_b_proj_of(attention)
+    pair = pair_of(weight, scale, dims, theirs[0].dtype)
+    require_equal(pair, *theirs)
+    if ours:
+        ours.update_(pair)
+        report.updated += 1
+    else:
+        report.replaced += 1
+        report.freed_bytes += sum(tensor.nbytes for tensor in theirs) - pair.added_bytes(weight)
+    attention.w_kc, attention.w_vc = ours or pair
+
+
+def kv_b_proj_of(attention: Any) -> tuple[Tensor, Tensor, HeadDims]:
+    """kv_b_proj of a layer as the checkpoint has it, or the reason for which it is not for us."""
+    if ATTENTION not in (kind.__name__ for kind in type(attention).__mro__):
+        raise Stay(f"the attention must be a {ATTENTION}, got {type(attention).__name__}")
+    if attention.use_deep_gemm_bmm:
+        raise Stay("SGLANG_USE_DEEPGEMM_BMM is on, whose GEMMs want their own weights")
+    projection = attention.kv_b_proj
+    if hasattr(projection, "base_layer"):
+        raise Stay("kv_b_proj must have no LoRA")
+    if hasattr(projection, "qweight"):
+        raise Stay("kv_b_proj must be FP8 in 128x128 blocks, got qweight")
+    weight, scale = projection.weight, getattr(projection, "weight_scale_inv", None)
+    if weight.dtype != E4M3:
+        raise Stay(f"kv_b_proj must be {E4M3}, got {weight.dtype}")
+    if scale is None or hasattr(projection, "weight_scale"):
+        raise Stay("kv_b_proj must have weight_scale_inv and no weight_scale, as FP8 in 128x128 blocks has")
+    if weight.device.type not in DEVICES:
+        raise Stay(f"kv_b_proj must be on {' or '.join(DEVICES)}, got {weight.device.type}")
+    reason = devices.why_not_on(weight.device) if weight.is_cuda else None
+    if reason:
+        raise Stay(reason)
+    return weight, scale, HeadDims(attention.num_local_heads, attention.qk_nope_head_dim, attention.v_head_dim)
+
+
+def pair_in(attention: Any) -> Pair | None:
+    """The weights that the plugin has given a layer before."""
+    w_kc, w_vc = getattr(attention, "w_kc", None), getattr(attention, "w_vc", None)
+    return Pair(w_kc, w_vc) if type(w_kc) is type(w_vc) is BlockFp8Weight else None
 
 
 def sglang_version() -> str:
@@ -169,18 +202,3 @@ def sglang_version() -> str:
         return f"sglang {importlib.metadata.version('sglang')}"
     except importlib.metadata.PackageNotFoundError:
         return "sglang of an unknown version"
-
-
-def step_aside(argument: str, rule: str, got: str) -> None:
-    logger.warning("register: %s must %s, got %s: SGLang runs its own kernel", argument, rule, got)
-
-
-def log_once(level: int, message: str) -> None:
-    """Log a message the first time; never while torch.compile traces, which a log call would break."""
-    if not torch.compiler.is_compiling():
-        log_first(level, message)
-
-
-@functools.cache
-def log_first(level: int, message: str) -> None:
-    logger.log(level, message)

@@ -13,7 +13,6 @@ from faults import FAULTS
 from helpers import random_weight
 from test_block_fp8_weight import BAD_PARTS
 from test_block_fp8_weight_kept import ADDRESSES, BAD_UPDATES, WRITES
-from test_integration_sglang import NOT_TAKEN
 from test_weights_errors import BAD_CALLS, arguments
 
 import mla_fp8
@@ -97,6 +96,13 @@ def raised_by_a_block_weight(rng):
         yield str(raised.value)
 
 
+def load(engine, rng, damaged):
+    model = engine.model(rng, layers=2)
+    for i in damaged:
+        model.model.layers[i].self_attn.kv_b_proj.base_layer = torch.nn.Module()
+    model.post_load_weights()
+
+
 def logged(monkeypatch, caplog):
     jit._announce(jit.source_directory() / "kernels" / "sm90" / "bmm.cu", "a directory")
     jit._write(Path("/dev/null/bmm.cubin"), b"")
@@ -104,14 +110,18 @@ def logged(monkeypatch, caplog):
     sglang.register()
     monkeypatch.setenv(sglang.SWITCH, "1")
     sglang.register()
-    fake_sglang.install(monkeypatch, lambda x: x)
-    sglang.register()
+    engine = fake_sglang.install(monkeypatch)
+    load(engine, torch.Generator(), damaged=())
+    load(engine, torch.Generator(), damaged=(1,))
+    load(engine, torch.Generator(), damaged=(0, 1))
+    engine.loader._is_cuda = False
+    load(engine, torch.Generator(), damaged=())
     monkeypatch.setattr(uses, "_said", set())
     weight = make(torch.Generator())
     torch.bmm(weight.mT, weight)
     weight.float()
-    assert len(caplog.messages) == 7
-    return [*caplog.messages, *(f"f: {reason}: this call runs SGLang's own kernel" for reason in NOT_TAKEN)]
+    assert len(caplog.messages) == 9
+    return caplog.messages
 
 
 @pytest.fixture
