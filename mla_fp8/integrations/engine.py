@@ -56,6 +56,8 @@ def read_blocks(projection: nn.Module, dims: LayerDims, quantize: bool = False) 
     weight = getattr(projection, "weight", None)
     if not isinstance(weight, Tensor) or weight.is_meta:
         raise StepAside("kv_b_proj has no weight to read")
+    if weight.is_cuda and torch.version.hip:  # whose gfx90a has Hopper's capability, by number
+        raise StepAside("the GPU is one of ROCm")
     if weight.is_cuda and (reason := devices.why_not_on(weight.device)):
         raise StepAside(reason)
     if getattr(projection, "bias", None) is not None:
@@ -134,16 +136,26 @@ class Summary:
     freed_bytes: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
 
-    def replaced(self, stock: tuple[Tensor, ...], mine: tuple[BlockFp8Weight, ...]) -> None:
+    @property
+    def layers(self) -> int:
+        """How many it has to tell of."""
+        return self.done + self.reasons.total()
+
+    def replaced(
+        self, stock: tuple[Tensor, ...], mine: tuple[BlockFp8Weight, ...], stays: tuple[Tensor, ...] = ()
+    ) -> None:
+        """Count a layer whose engine loses `stock`, of which those are not freed that are views of what `stays`."""
         self.done += 1
-        kept = sum(weight.weight.nbytes + weight.scale.nbytes for weight in mine)
-        self.freed_bytes += sum(tensor.nbytes for tensor in stock) - kept
+        kept = {tensor.untyped_storage().data_ptr() for tensor in stays}
+        freed = [tensor.nbytes for tensor in stock if tensor.untyped_storage().data_ptr() not in kept]
+        self.freed_bytes += sum(freed) - sum(weight.weight.nbytes + weight.scale.nbytes for weight in mine)
 
     def say(self, what: str) -> None:
         """Log the line and begin anew."""
-        layers, reasons = self.done + self.reasons.total(), self.reasons
+        reasons, freed = self.reasons, self.freed_bytes
         why = "; ".join(f"{count} as before: {reason}" for reason, count in reasons.most_common())
-        text = f"mla_fp8: {self.done} of {layers} MLA layers run {what} from FP8, {self.freed_bytes / 1e6:.1f} MB freed"
+        memory = f"{abs(freed) / 1e6:.1f} MB {'freed' if freed >= 0 else 'more'}"
+        text = f"mla_fp8: {self.done} of {self.layers} MLA layers run {what} from FP8, {memory}"
         self.log.log(logging.WARNING if reasons else logging.INFO, "%s", f"{text}; {why}" if why else text)
         self.done, self.freed_bytes, self.reasons = 0, 0, Counter()
 
