@@ -42,13 +42,16 @@ class LayerDims:
         return self.num_heads * (self.qk_nope_head_dim + self.v_head_dim)
 
 
-def read_blocks(projection: nn.Module, dims: LayerDims, quantize: bool = False) -> AbsorbedWeights:
-    """Cut kv_b_proj's FP8 blocks, as the checkpoint has them, into weights that own their memory.
+def read_blocks(
+    projection: nn.Module, dims: LayerDims, *, quantize: bool = False, copy_w_uv: bool = True
+) -> AbsorbedWeights:
+    """Cut kv_b_proj's FP8 blocks, as the checkpoint has them.
 
     Args:
         projection: holds `weight` [H*(D+V), R], and its block scales by one of the names in SCALES.
         dims: H, D, V and R.
         quantize: take a weight of 16 or 32 bits too, with loss (`AbsorbedWeights.from_bf16`).
+        copy_w_uv: False: w_uv is a view of kv_b_proj's weight, for an engine that leaves that as it is.
 
     Raises:
         StepAside: with the reason.
@@ -76,7 +79,7 @@ def read_blocks(projection: nn.Module, dims: LayerDims, quantize: bool = False) 
             dims.num_heads,
             qk_nope_head_dim=dims.qk_nope_head_dim,
             v_head_dim=dims.v_head_dim,
-            copy_w_uv=True,
+            copy_w_uv=copy_w_uv,
         )
     except ValueError as error:  # head dims that no kernel takes, scales that are not finite
         raise StepAside(str(error)) from error
@@ -96,7 +99,8 @@ def block_scale(projection: nn.Module, weight: Tensor) -> Tensor:
     for scale in found.values():
         if isinstance(scale, Tensor) and list(scale.shape) == expected and scale.is_floating_point():
             return scale.detach().float()
-    shapes = {name: list(scale.shape) for name, scale in found.items() if isinstance(scale, Tensor)}
+    tensors = {name: scale for name, scale in found.items() if isinstance(scale, Tensor)}
+    shapes = {name: f"{str(scale.dtype).removeprefix('torch.')} {list(scale.shape)}" for name, scale in tensors.items()}
     raise StepAside(f"kv_b_proj has scales {shapes or 'of no known name'}, not one {expected} a {GROUP}x{GROUP} block")
 
 
@@ -108,11 +112,14 @@ def as_weights(blocks: AbsorbedWeights, dtype: torch.dtype) -> tuple[BlockFp8Wei
     )
 
 
-def require_same_numbers(name: str, stock: object, weight: BlockFp8Weight) -> None:
+def require_same_numbers(name: str, stock: object, weight: BlockFp8Weight, most: float = MOST_DIFFERENCE) -> None:
     """The self-test at load: what the engine made and what would stand in its place are the same weight.
 
+    Args:
+        most: that a head's numbers may be apart, relative, once ours are rounded as the engine's; 0: they are equal.
+
     Raises:
-        StepAside: shape, dtype, device, or numbers of a head that are further apart than MOST_DIFFERENCE.
+        StepAside: shape, dtype, device, or numbers of a head that are further apart.
     """
     if type(stock) not in (Tensor, nn.Parameter):
         raise StepAside(f"{name} is a {type(stock).__name__}, not a Tensor")
@@ -120,11 +127,11 @@ def require_same_numbers(name: str, stock: object, weight: BlockFp8Weight) -> No
     for what in ("shape", "dtype", "device"):
         if getattr(stock, what) != getattr(weight, what):
             raise StepAside(f"{name} has {what} {getattr(stock, what)}, not {getattr(weight, what)}")
-    ours = numbers(weight.weight, weight.scale, torch.float32).transpose(1, 2)
+    ours = numbers(weight.weight, weight.scale, stock.dtype).transpose(1, 2).float()
     theirs = stock.detach().float()
     off = ((ours - theirs).square().sum((1, 2)) / theirs.square().sum((1, 2)).clamp(min=1e-30)).sqrt().max().item()
-    if not off <= MOST_DIFFERENCE:  # NaN too
-        raise StepAside(f"{name} differs from kv_b_proj's blocks by {off:.1e}, over {MOST_DIFFERENCE}")
+    if not off <= most:  # NaN too
+        raise StepAside(f"{name} differs from kv_b_proj's blocks, in a head by more than {most}")
 
 
 @dataclass
@@ -144,11 +151,13 @@ class Summary:
     def replaced(
         self, stock: tuple[Tensor, ...], mine: tuple[BlockFp8Weight, ...], stays: tuple[Tensor, ...] = ()
     ) -> None:
-        """Count a layer whose engine loses `stock`, of which those are not freed that are views of what `stays`."""
+        """Count a layer whose engine loses `stock`; what is a view of what `stays` frees nothing, and costs nothing."""
         self.done += 1
         kept = {tensor.untyped_storage().data_ptr() for tensor in stays}
         freed = [tensor.nbytes for tensor in stock if tensor.untyped_storage().data_ptr() not in kept]
-        self.freed_bytes += sum(freed) - sum(weight.weight.nbytes + weight.scale.nbytes for weight in mine)
+        parts = [part for weight in mine for part in (weight.weight, weight.scale)]
+        held = [part.nbytes for part in parts if part.untyped_storage().data_ptr() not in kept]
+        self.freed_bytes += sum(freed) - sum(held)
 
     def say(self, what: str) -> None:
         """Log the line and begin anew."""

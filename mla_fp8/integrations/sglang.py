@@ -16,14 +16,11 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import Tensor
+import torch
 
-from mla_fp8 import devices
-from mla_fp8.formats import E4M3
 from mla_fp8.integrations import sglang_engine
-from mla_fp8.integrations.sglang_weights import Pair, Report, Stay, pair_of, require_equal
+from mla_fp8.integrations.engine import LayerDims, StepAside, Summary, as_weights, read_blocks, require_same_numbers
 from mla_fp8.weights.block_fp8_weight import BlockFp8Weight
-from mla_fp8.weights.kv_b_proj import HeadDims
 
 __all__ = ["register"]
 
@@ -31,8 +28,10 @@ SWITCH = "MLA_FP8_SGLANG"
 HOOKS = "sglang.srt.plugins.hook_registry"
 CLASS, METHOD = "DeepseekV2WeightLoaderMixin", "post_load_weights"
 ATTENTION = "DeepseekV2AttentionMLA"
+NAMES = ("w_kc", "w_vc")  # [H, D, R] and [H, R, V]
 DEVICES = ("cuda",)
 
+Pair = tuple[BlockFp8Weight, BlockFp8Weight]
 load_seconds = 0.0  # what the plugin has added to loading in this process, over all layers of all models
 logger = logging.getLogger(__name__)
 
@@ -82,7 +81,7 @@ def around(
     One a call, so that a reload, when the cache fills the GPU, makes the 16-bit weights of one layer at a time.
     """
     names = None if weight_names is None else list(weight_names)
-    report = Report()
+    summary = Summary(logger)
     try:
         reason = sglang_engine.why_not()
         layers = layers_of(model, is_nextn, names)
@@ -94,14 +93,13 @@ def around(
             logger.warning("%s: no product from FP8: %s", type(model).__name__, reason)
         return
     for attention, own_names in layers:
-        load_layer(functools.partial(original, model, is_nextn, own_names), attention, report)
+        load_layer(functools.partial(original, model, is_nextn, own_names), attention, summary)
     attentions = [attention for attention, _ in layers]
     untouched = any(hasattr(each, "kv_b_proj") and getattr(each, "w_kc", 0) is None for each in attentions)
     if untouched and not any(map(pair_in, attentions)):
         original(model, is_nextn, names)  # a release that knows layers by other names
-    if report.replaced or report.reasons:
-        level = logging.WARNING if report.reasons else logging.INFO
-        logger.log(level, "%s", report.line(type(model).__name__))
+    if summary.layers:
+        summary.say(f"{' and '.join(NAMES)} of {type(model).__name__}")
 
 
 def layers_of(model: Any, is_nextn: bool, names: list[str] | None) -> list[tuple[Any, list[str] | None]]:
@@ -119,7 +117,7 @@ def layers_of(model: Any, is_nextn: bool, names: list[str] | None) -> list[tuple
     return [(model.model.layers[i].self_attn, own) for i, own in inside]
 
 
-def load_layer(original: Callable[[], None], attention: Any, report: Report) -> None:
+def load_layer(original: Callable[[], None], attention: Any, summary: Summary) -> None:
     """Run SGLang's own method for this layer, with what is ours out of its way, and then replace what it made."""
     global load_seconds
     ours = pair_in(attention)
@@ -136,65 +134,54 @@ def load_layer(original: Callable[[], None], attention: Any, report: Report) -> 
         return
     begin = time.perf_counter()
     try:
-        replace(attention, ours, report)
+        replace(attention, ours, summary)
     except Exception as error:
-        stayed = str(error) if isinstance(error, (Stay, ValueError)) else f"{error!r}"
-        report.reasons[stayed] += 1
+        stayed = str(error) if isinstance(error, (StepAside, ValueError)) else f"mla_fp8 failed: {error!r}"
+        summary.reasons[stayed] += 1
         if ours:
             logger.error("a reload: CUDA graphs that were captured before still read the old weights: %s", stayed)
     finally:
-        seconds = time.perf_counter() - begin
-        report.seconds += seconds
-        load_seconds += seconds
+        load_seconds += time.perf_counter() - begin
 
 
-def replace(attention: Any, ours: Pair | None, report: Report) -> None:
+def replace(attention: Any, ours: Pair | None, summary: Summary) -> None:
     """Put FP8 weights where SGLang has just put its own, or raise why not; then nothing has changed."""
     theirs = attention.w_kc, attention.w_vc
     if theirs[0] is None and theirs[1] is None:  # SGLang found no kv_b_proj here
         if ours:
             attention.w_kc, attention.w_vc = ours
         return
-    weight, scale, dims = kv_b_proj_of(attention)
-    pair = pair_of(weight, scale, dims, theirs[0].dtype)
-    require_equal(pair, *theirs)
+    pair = pair_of(attention, theirs[0].dtype)
+    for name, tensor, weight in zip(NAMES, theirs, pair, strict=True):
+        require_same_numbers(name, tensor, weight, most=0)  # both multiply in fp32 and round once
     if ours:
-        ours.update_(pair)
-        report.updated += 1
+        for mine, new in zip(ours, pair, strict=True):
+            mine.update_(new.weight, new.scale)
     else:
-        report.replaced += 1
-        report.freed_bytes += sum(tensor.nbytes for tensor in theirs) - pair.added_bytes(weight)
+        summary.replaced(theirs, pair, tuple(attention.kv_b_proj.parameters()))
     attention.w_kc, attention.w_vc = ours or pair
 
 
-def kv_b_proj_of(attention: Any) -> tuple[Tensor, Tensor, HeadDims]:
-    """kv_b_proj of a layer as the checkpoint has it, or the reason for which it is not for us."""
+def pair_of(attention: Any, dtype: torch.dtype) -> Pair:
+    """A layer's kv_b_proj, as the checkpoint has it, as the two weights, or the reason for which it is not for us."""
     if ATTENTION not in (kind.__name__ for kind in type(attention).__mro__):
-        raise Stay(f"the attention must be a {ATTENTION}, got {type(attention).__name__}")
+        raise StepAside(f"the attention is a {type(attention).__name__}, not a {ATTENTION}")
     if attention.use_deep_gemm_bmm:
-        raise Stay("SGLANG_USE_DEEPGEMM_BMM is on, whose GEMMs want their own weights")
+        raise StepAside("SGLANG_USE_DEEPGEMM_BMM is on, whose GEMMs want their own weights")
     projection = attention.kv_b_proj
     if hasattr(projection, "base_layer"):
-        raise Stay("kv_b_proj must have no LoRA")
-    if hasattr(projection, "qweight"):
-        raise Stay("kv_b_proj must be FP8 in 128x128 blocks, got qweight")
-    weight, scale = projection.weight, getattr(projection, "weight_scale_inv", None)
-    if weight.dtype != E4M3:
-        raise Stay(f"kv_b_proj must be {E4M3}, got {weight.dtype}")
-    if scale is None or hasattr(projection, "weight_scale"):
-        raise Stay("kv_b_proj must have weight_scale_inv and no weight_scale, as FP8 in 128x128 blocks has")
-    if weight.device.type not in DEVICES:
-        raise Stay(f"kv_b_proj must be on {' or '.join(DEVICES)}, got {weight.device.type}")
-    reason = devices.why_not_on(weight.device) if weight.is_cuda else None
-    if reason:
-        raise Stay(reason)
-    return weight, scale, HeadDims(attention.num_local_heads, attention.qk_nope_head_dim, attention.v_head_dim)
+        raise StepAside("kv_b_proj has a LoRA")
+    weight = getattr(projection, "weight", None)
+    if weight is not None and weight.device.type not in DEVICES:
+        raise StepAside(f"kv_b_proj is on {weight.device.type}, not on {' or '.join(DEVICES)}")
+    heads = attention.num_local_heads, attention.qk_nope_head_dim, attention.v_head_dim
+    return as_weights(read_blocks(projection, LayerDims(*heads, attention.kv_lora_rank), copy_w_uv=False), dtype)
 
 
 def pair_in(attention: Any) -> Pair | None:
     """The weights that the plugin has given a layer before."""
     w_kc, w_vc = getattr(attention, "w_kc", None), getattr(attention, "w_vc", None)
-    return Pair(w_kc, w_vc) if type(w_kc) is type(w_vc) is BlockFp8Weight else None
+    return (w_kc, w_vc) if type(w_kc) is type(w_vc) is BlockFp8Weight else None
 
 
 def sglang_version() -> str:

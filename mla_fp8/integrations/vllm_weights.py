@@ -62,7 +62,7 @@ def take(projection: nn.Module, layer: nn.Module, held: Held, quantize: bool) ->
     if held.loaded and held.weights is None:
         return  # vLLM's own weights are in this layer, and stay
     try:
-        held.blocks = read_blocks(projection, dims_of(layer), quantize)
+        held.blocks = read_blocks(projection, dims_of(layer), quantize=quantize)
     except Exception as error:
         held.reason = reason_of(error)
 

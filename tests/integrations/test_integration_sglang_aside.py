@@ -12,7 +12,7 @@ from torch import nn
 from mla_fp8 import devices
 from mla_fp8.integrations import sglang as plugin
 from mla_fp8.integrations import sglang_engine
-from mla_fp8.integrations.sglang_weights import Stay
+from mla_fp8.integrations.engine import StepAside
 
 MODEL = "DeepseekV3ForCausalLM"
 
@@ -136,22 +136,30 @@ def lora_layer(attention):
     attention.kv_b_proj.base_layer = nn.Module()
 
 
-BLOCKS = "kv_b_proj must have weight_scale_inv and no weight_scale, as FP8 in 128x128 blocks has"
+NO_BLOCKS = "not one [6, 4] a 128x128 block"
+
+
+def line(reason, layers=2):
+    """Of a model whose layers all stay as they are, for one reason."""
+    ran = f"mla_fp8: 0 of {layers} MLA layers run w_kc and w_vc of {MODEL} from FP8, 0.0 MB freed"
+    return f"{ran}; {layers} as before: {reason}"
+
+
 # What is done to a layer -> the reason that it has SGLang's own weights.
 LAYER = {
     "SGLANG_USE_DEEPGEMM_BMM is on, whose GEMMs want their own weights": option("deep_gemm", True),
-    "kv_b_proj must have no LoRA": lora_layer,
-    "kv_b_proj must be FP8 in 128x128 blocks, got qweight": awq,
-    "kv_b_proj must be torch.float8_e4m3fn, got torch.bfloat16": projection(
+    "kv_b_proj has a LoRA": lora_layer,
+    "kv_b_proj has no weight to read": awq,
+    "kv_b_proj.weight is torch.bfloat16, not FP8 in 128x128 blocks": projection(
         weight=lambda attention: attention.kv_b_proj.weight.bfloat16(), weight_scale_inv=None
     ),
-    "kv_b_proj must be torch.float8_e4m3fn, got torch.int8": projection(
+    "kv_b_proj.weight is torch.int8, not FP8 in 128x128 blocks": projection(
         weight=lambda attention: attention.kv_b_proj.weight.to(torch.int8)
     ),
-    BLOCKS: per_tensor,
-    f"{BLOCKS} ": projection(weight_scale=lambda attention: torch.ones(6, 4)),
-    "from_kv_b_proj: weight_scale_inv must be float32, float8_e8m0fnu, or uint8 exponents with scale_fmt 'ue8m0', got "
-    "torch.uint8 with scale_fmt None": projection(weight_scale_inv=lambda _: torch.full((6, 4), 1, dtype=torch.uint8)),
+    f"kv_b_proj has scales {{'weight_scale': 'float32 [1]'}}, {NO_BLOCKS}": per_tensor,
+    f"kv_b_proj has scales {{'weight_scale_inv': 'uint8 [6, 4]'}}, {NO_BLOCKS}": projection(
+        weight_scale_inv=lambda _: torch.full((6, 4), 1, dtype=torch.uint8)
+    ),
 }
 
 
@@ -162,7 +170,7 @@ def test_sglang_steps_aside_for_a_layer(engine, rng, log, reason):
         LAYER[reason](layer.self_attn)
     model.post_load_weights()
     assert_stock(model)
-    assert log.messages == [f"{MODEL}: no product from FP8: 2 layers as the engine has them: {reason.strip()}"]
+    assert log.messages == [line(reason)]
 
 
 def test_sglang_steps_aside_for_other_dims(engine, rng, log):
@@ -182,8 +190,7 @@ def test_sglang_steps_aside_for_another_attention(engine, rng, log):
     model = engine.model(rng, attention=Other)
     model.post_load_weights()
     assert_stock(model)
-    reason = "the attention must be a DeepseekV2AttentionMLA, got KimiK3Attention"
-    assert log.messages == [f"{MODEL}: no product from FP8: 2 layers as the engine has them: {reason}"]
+    assert log.messages == [line("the attention is a KimiK3Attention, not a DeepseekV2AttentionMLA")]
     model = engine.model(rng, attention=OtherAttention)  # a subclass is one
     model.post_load_weights()
     assert plugin.pair_in(model.model.layers[0].self_attn)
@@ -194,18 +201,21 @@ def test_sglang_steps_aside_for_a_device(engine, rng, monkeypatch, log):
     model = engine.model(rng)
     model.post_load_weights()
     assert_stock(model)
-    assert log.messages[0].endswith("2 layers as the engine has them: kv_b_proj must be on cuda, got cpu")
+    assert log.messages == [line("kv_b_proj is on cpu, not on cuda")]
 
 
 def test_sglang_steps_aside_for_blackwell(monkeypatch):
     """The reason is that of the ops, which know the GPUs that they have kernels for."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (10, 0))
-    on_gpu = types.SimpleNamespace(dtype=torch.float8_e4m3fn, device=torch.device("cuda:0"), is_cuda=True)
+    weight = torch.zeros(6 * 128, 512).to(torch.float8_e4m3fn)
+    on_gpu = type("OnGpu", (torch.Tensor,), {"is_cuda": True, "device": torch.device("cuda:0")})
+    projection = types.SimpleNamespace(weight=weight.as_subclass(on_gpu), weight_scale_inv=torch.ones(6, 4))
     attention = type("DeepseekV2AttentionMLA", (types.SimpleNamespace,), {})(
-        use_deep_gemm_bmm=False, kv_b_proj=types.SimpleNamespace(weight=on_gpu, weight_scale_inv=on_gpu)
-    )
-    with pytest.raises(Stay, match="compute capability must be 9.0, got 10.0"):
-        plugin.kv_b_proj_of(attention)
+        use_deep_gemm_bmm=False, kv_b_proj=projection, num_local_heads=3, qk_nope_head_dim=128, v_head_dim=128,
+        kv_lora_rank=512,
+    )  # fmt: skip
+    with pytest.raises(StepAside, match="compute capability must be 9.0, got 10.0"):
+        plugin.pair_of(attention, torch.bfloat16)
     assert devices.why_not((9, 0)) is None
 
 
@@ -214,8 +224,7 @@ def test_sglang_self_test_finds_other_numbers(engine, rng, log, monkeypatch):
     model = engine.model(rng)
     model.post_load_weights()
     assert_stock(model)
-    reason = "w_kc must be kv_b_proj's blocks dequantized, got other numbers"
-    assert log.messages == [f"{MODEL}: no product from FP8: 2 layers as the engine has them: {reason}"]
+    assert log.messages == [line("w_kc differs from kv_b_proj's blocks, in a head by more than 0")]
 
 
 def test_sglang_self_test_finds_nan(engine, rng, log):
@@ -223,7 +232,7 @@ def test_sglang_self_test_finds_nan(engine, rng, log):
     model.model.layers[0].self_attn.kv_b_proj.weight.data.view(torch.uint8)[200, 0] = 0x7F
     model.post_load_weights()
     assert_stock(model)
-    assert log.messages[0].endswith("w_vc must be kv_b_proj's blocks dequantized, got other numbers")
+    assert log.messages == [line("w_vc differs from kv_b_proj's blocks, in a head by more than 0", layers=1)]
 
 
 def test_sglang_says_all_reasons_in_one_line(engine, rng, log):
@@ -233,11 +242,9 @@ def test_sglang_says_all_reasons_in_one_line(engine, rng, log):
     per_tensor(model.model.layers[4].self_attn)
     model.post_load_weights()
     (message,) = log.messages
-    assert message.startswith(f"{MODEL}: absorb_q and v_up from FP8 in 2 layers, 1.2 MB freed, ")
-    assert message.endswith(
-        "; 2 layers as the engine has them: kv_b_proj must have no LoRA"
-        "; 1 layer as the engine has them: kv_b_proj must have weight_scale_inv and no weight_scale, as FP8 in "
-        "128x128 blocks has"
+    assert message == (
+        f"mla_fp8: 2 of 5 MLA layers run w_kc and w_vc of {MODEL} from FP8, 1.2 MB freed; 2 as before: kv_b_proj has a "
+        f"LoRA; 1 as before: kv_b_proj has scales {{'weight_scale': 'float32 [1]'}}, {NO_BLOCKS}"
     )
 
 
@@ -246,8 +253,7 @@ def test_sglang_a_failure_of_its_own_leaves_the_engine_up(engine, rng, log, monk
     model = engine.model(rng)
     model.post_load_weights()
     assert_stock(model)
-    reason = "RuntimeError('a fault of ours')"
-    assert log.messages == [f"{MODEL}: no product from FP8: 2 layers as the engine has them: {reason}"]
+    assert log.messages == [line("mla_fp8 failed: RuntimeError('a fault of ours')")]
 
 
 def test_sglang_a_model_of_another_form_is_loaded_as_ever(engine, rng, log):

@@ -101,7 +101,7 @@ def test_sglang_sources_are_hooked_by_their_own_registry(hooked, rng, caplog):
     assert all(plugin.pair_in(layer.self_attn) for layer in model.model.layers)
     line = caplog.messages[-1]
     print(f"\n{line}")
-    assert line.startswith("DeepseekV3ForCausalLM: absorb_q and v_up from FP8 in 2 layers, 1.6 MB freed, ")
+    assert line == "mla_fp8: 2 of 2 MLA layers run w_kc and w_vc of DeepseekV3ForCausalLM from FP8, 1.6 MB freed"
 
 
 def test_sglang_sources_unhooked_keep_their_weights(sglang, monkeypatch, rng):
@@ -144,7 +144,7 @@ def test_sglang_sources_reload_keeps_addresses(hooked, rng):
     model.post_load_weights(weight_names=["model.layers.1.self_attn.kv_b_proj.weight"])
     for layer, pair in zip(model.model.layers, pairs, strict=True):
         attention = layer.self_attn
-        assert attention.w_kc is pair.w_kc and attention.w_vc is pair.w_vc
+        assert attention.w_kc is pair[0] and attention.w_vc is pair[1]
         want = fake.dequantized(attention.kv_b_proj.weight, attention.kv_b_proj.weight_scale_inv)
         assert torch.equal(attention.w_kc.dequantize(), want.unflatten(0, (HEADS, NOPE + V))[:, :NOPE])
 
@@ -174,7 +174,7 @@ def test_sglang_sources_bf16_checkpoint_steps_aside(hooked, rng, caplog):
     model = model_of(hooked, rng, quantized=False)
     model.post_load_weights()
     assert type(model.model.layers[0].self_attn.w_kc) is torch.Tensor
-    assert "kv_b_proj must be torch.float8_e4m3fn, got torch.bfloat16" in caplog.messages[-1]
+    assert "kv_b_proj.weight is torch.bfloat16, not FP8 in 128x128 blocks" in caplog.messages[-1]
 
 
 def test_sglang_sources_offloader_steps_aside(hooked, rng, caplog):
