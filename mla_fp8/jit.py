@@ -189,8 +189,8 @@ def _import_nvrtc() -> Any:
         return nvrtc
     except (ImportError, RuntimeError, OSError) as e:
         raise RuntimeError(
-            "the kernels are not embedded in this build, and NVRTC must be there to compile them: run "
-            f"`pip install mla_fp8[cuda] nvidia-cuda-nvrtc`, or rebuild with nvcc on the PATH ({e})"
+            "NVRTC must be there to compile kernels, where none are embedded or the driver refuses them: run "
+            f"`pip install mla_fp8[cuda] nvidia-cuda-nvrtc`, or build with nvcc on the PATH, which embeds them ({e})"
         ) from e
 
 

@@ -1,7 +1,7 @@
 """A file for each command of `python -m mla_fp8`: `add` gives it its arguments, `run` returns the exit status."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -55,3 +55,14 @@ def ranges_text(numbers: Sequence[int]) -> str:
         else:
             parts.append([number])
     return ",".join("-".join(map(str, part)) for part in parts)
+
+
+def in_shell_words(error: Exception, command: str, options: Mapping[str, str]) -> str:
+    """What from_safetensors says, to a user of the shell: `options` has its arguments' names there."""
+    text = str(error)
+    where, colon, rest = text.partition(": ")
+    if where != "from_safetensors" or not colon:
+        return text
+    argument, must, rule = rest.partition(" must ")
+    rule = rule.replace("quantize_bf16=True", "--quantize-bf16")
+    return f"{command}: {options.get(argument, argument)}{must}{rule}"

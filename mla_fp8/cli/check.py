@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
-from mla_fp8.cli import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Commands, integer_of
+from mla_fp8.cli import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Commands, in_shell_words, integer_of
 from mla_fp8.cli.terminal import Terminal
 from mla_fp8.text import wrap
 
@@ -46,6 +46,8 @@ def add(commands: Commands) -> argparse.ArgumentParser:
         help="instead: on a layer of this checkpoint, the errors of exact and FP8 activations and of torch.bmm in bf16",
     )
     command.add_argument("--layer", type=integer_of(0, 2**31), default=0, help="of --weights; default %(default)s")
+    command.add_argument("--name", help="of --weights: of the tensors, before .weight, with {layer} in it")
+    command.add_argument("--quantize-bf16", action="store_true", help="take --weights without FP8, quantized first")
     return command
 
 
@@ -85,11 +87,15 @@ def run_weights(given: argparse.Namespace, devices: list[str]) -> int:
 
     from mla_fp8.cli.losses import losses, show
     from mla_fp8.weights import AbsorbedWeights
+    from mla_fp8.weights.checkpoint import KV_B_PROJ
 
     try:
-        weights = AbsorbedWeights.from_safetensors(given.weights, given.layer)
+        weights = AbsorbedWeights.from_safetensors(
+            given.weights, given.layer, quantize_bf16=given.quantize_bf16, name=given.name or KV_B_PROJ
+        )
     except (ValueError, OSError) as error:
-        print(f"error: check: {error}", file=sys.stderr)
+        words = {"directory": "--weights", "layer": "--layer", "name": "--name"}
+        print(f"error: {in_shell_words(error, 'check', words)}", file=sys.stderr)
         return EXIT_USAGE
     terminal, skipped = Terminal(), {device: _why_not(device) for device in devices}
     with torch.no_grad(), contextlib.nullcontext() if given.json else terminal.working("measuring errors"):

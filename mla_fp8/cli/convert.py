@@ -4,6 +4,7 @@ import argparse
 import json
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,11 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mla_fp8.cli import EXIT_FAILED, EXIT_OK, Commands, integer_ranges, ranges_text
+from mla_fp8.cli import EXIT_FAILED, EXIT_OK, Commands, in_shell_words, integer_ranges, ranges_text
 from mla_fp8.cli.terminal import Terminal, progress
 from mla_fp8.text import size, table, wrap
 from mla_fp8.weights import AbsorbedWeights
-from mla_fp8.weights.checkpoint import KV_B_PROJ, layers, read_kv_b_proj
+from mla_fp8.weights.checkpoint import KV_B_PROJ, layers, look_up, nearest, read_kv_b_proj, require_rank
 from mla_fp8.weights.file import write_weights
 
 SPARE_BYTES = 1 << 20  # of the disk, beside what the files need
@@ -28,8 +29,19 @@ nothing:
 
     weights = mla_fp8.AbsorbedWeights.load("OUT/layer_000.safetensors")
 
-Each file is written whole or not at all. At the end all are read again and
-compared byte by byte with the checkpoint; a difference gives exit status 1."""
+All layers are looked at before the first is written. The files are written
+beside OUT's, read again and compared byte by byte with the checkpoint, and then
+moved to OUT all at once: files that were there stay until all new ones are
+whole. A difference gives exit status 1, and OUT is as it was."""
+FP8 = "F8_E4M3"  # as safetensors writes it
+# Arguments of from_safetensors, by their names here.
+OPTIONS = {
+    "directory": "DIR",
+    "layer": "--layers",
+    "tp_rank": "--tp-rank",
+    "tp_size": "--tp-size",
+    "name": "--name",
+}
 
 
 @dataclass(frozen=True)
@@ -68,7 +80,7 @@ def run(given: argparse.Namespace) -> int:
     try:
         rows = convert(given)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {in_shell_words(error, 'convert', OPTIONS)}", file=sys.stderr)
         return EXIT_FAILED
     if given.json:
         print(json.dumps([asdict(row) for row in rows], indent=2))
@@ -78,36 +90,62 @@ def run(given: argparse.Namespace) -> int:
 
 
 def convert(given: argparse.Namespace) -> list[Written]:
-    """Write every layer, then read every file again. Raises ValueError and OSError before it overwrites anything."""
-    there = layers(given.directory, given.name)
-    wanted = there if given.layers is None else given.layers
-    missing = [layer for layer in wanted if layer not in there]
-    if missing or not there:
-        has = f"layers {ranges_text(there)}" if there else f"no {given.name}.weight"
-        raise ValueError(f"convert: --layers must be in the checkpoint, got {missing or 'none'}: it has {has}")
-    targets = {layer: given.out / f"layer_{layer:03}.safetensors" for layer in wanted}
+    """Write every layer beside OUT's files, read each again, and move them there if all are right.
+
+    Raises ValueError and OSError, with OUT's files as they were.
+    """
+    found = _look_up(given)
+    targets = {layer: given.out / f"layer_{layer:03}.safetensors" for layer in found}
     kept = [target.name for target in targets.values() if target.exists()]
     if kept and not given.force:
         raise ValueError(f"convert: OUT must not hold {kept[0]} yet (--force overwrites), got {len(kept)} files there")
     try:
         given.out.mkdir(parents=True, exist_ok=True)
+        beside = tempfile.TemporaryDirectory(prefix=".convert-", dir=given.out)
     except OSError as error:
         raise ValueError(f"convert: OUT must be a directory or a place for one, got {given.out}: {error}") from None
-    with progress("write", "verify", total=len(targets)) as advance:
-        for number, (layer, target) in enumerate(targets.items()):
+    with beside as name, progress("write", "verify", total=len(targets)) as advance:
+        new = {layer: Path(name) / target.name for layer, target in targets.items()}
+        for number, (layer, path) in enumerate(new.items()):
             weights = _load(given, layer)
             needed = (len(targets) - number) * weights.memory_bytes + SPARE_BYTES
             free = shutil.disk_usage(given.out).free
             if number == 0 and free < needed:
                 raise ValueError(f"convert: OUT must have {size(needed)} of free space, got {size(free)}")
             origin = {"layer": layer, "tp_rank": given.tp_rank, "tp_size": given.tp_size}
-            write_weights(target, weights.state_dict(), origin)
+            write_weights(path, weights.state_dict(), origin)
             advance("write")
         rows = []
-        for layer, target in targets.items():
-            rows.append(_verify(given, layer, target))
+        for layer, path in new.items():
+            rows.append(_verify(given, layer, path))
             advance("verify")
+        if all(row.verified for row in rows):
+            for layer, path in new.items():
+                path.replace(targets[layer])
     return rows
+
+
+def _look_up(given: argparse.Namespace) -> list[int]:
+    """The layers to write, each of which can be: their names, types and shapes are looked at, not their data."""
+    require_rank(given.tp_rank, given.tp_size)
+    there = layers(given.directory, given.name)
+    wanted = there if given.layers is None else given.layers
+    missing = [layer for layer in wanted if layer not in there]
+    if missing or not there:
+        close = [] if there else nearest(given.directory, given.name + ".weight")
+        has = f"layers {ranges_text(there)}" if there else f"no {given.name}.weight"
+        has += f"; the nearest names are {', '.join(close)}" if close else ""
+        raise ValueError(f"convert: --layers must be in the checkpoint, got {missing or 'none'}: it has {has}")
+    kinds = {layer: look_up(given.directory, layer, given.name).weight.kind for layer in wanted}
+    plain = [layer for layer, kind in kinds.items() if kind != FP8]
+    if plain and not given.quantize_bf16:
+        fp8 = [layer for layer in wanted if layer not in plain]
+        which = f"layer {plain[0]}" if len(plain) == 1 else f"layers {ranges_text(plain)}"
+        hints = "--quantize-bf16 takes others, with loss" + (
+            f"; --layers {ranges_text(fp8)} leaves them out" * bool(fp8)
+        )
+        raise ValueError(f"convert: {which} must be float8_e4m3fn, got {kinds[plain[0]]} ({hints})")
+    return wanted
 
 
 def _load(given: argparse.Namespace, layer: int) -> AbsorbedWeights:
@@ -116,19 +154,19 @@ def _load(given: argparse.Namespace, layer: int) -> AbsorbedWeights:
     )
 
 
-def _verify(given: argparse.Namespace, layer: int, target: Path) -> Written:
+def _verify(given: argparse.Namespace, layer: int, path: Path) -> Written:
     """Against what the loader makes, and, where the checkpoint is FP8, the weights put together against its rows."""
     source = read_kv_b_proj(given.directory, layer, given.tp_rank, given.tp_size, given.name)
     kind = str(source.weight.dtype).removeprefix("torch.")
     try:
-        got, want = AbsorbedWeights.load(target), _load(given, layer)
+        got, want = AbsorbedWeights.load(path), _load(given, layer)
     except (ValueError, OSError) as error:
-        return Written(layer, target.name, source.dims.num_heads, 0, kind, False, str(error))
+        return Written(layer, path.name, source.dims.num_heads, 0, kind, False, str(error))
     pairs = [(name, buffer, getattr(want, name)) for name, buffer in got.named_buffers()]
-    if source.weight_scale_inv is not None:
+    if source.scale is not None:
         pairs.append(("kv_b_proj", torch.cat([got.w_uk.mT, got.w_uv], 1).view(source.weight.shape), source.weight))
     difference = next(filter(None, (_difference(*pair) for pair in pairs)), "")
-    return Written(layer, target.name, got.num_heads, target.stat().st_size, kind, not difference, difference)
+    return Written(layer, path.name, got.num_heads, path.stat().st_size, kind, not difference, difference)
 
 
 def _difference(name: str, got: Tensor, want: Tensor) -> str:
@@ -158,5 +196,9 @@ def show(rows: Sequence[Written], out: Path) -> None:
         if row.difference:
             terminal.print_lines(wrap(f"{row.file}: {row.difference}", terminal.width), "red")
     passed = sum(row.verified for row in rows)
-    terminal.print(f"\n{len(rows)} files, {size(sum(row.bytes for row in rows))}, in {out}; {passed} verified.")
-    terminal.print(f'AbsorbedWeights.load("{out / rows[0].file}") reads one.')
+    written = f"\n{len(rows)} files, {size(sum(row.bytes for row in rows))}"
+    if passed == len(rows):
+        terminal.print(f"{written}, in {out}; {passed} verified.")
+        terminal.print(f'AbsorbedWeights.load("{out / rows[0].file}") reads one.')
+    else:
+        terminal.print(f"{written}; {passed} verified. {out} is as it was.", "bold red")

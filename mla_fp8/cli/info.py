@@ -62,6 +62,10 @@ def show(values: dict[str, Any], terminal: Terminal) -> None:
     _table(terminal, files or [("holds no kernels",)])
     if jit["nvrtc"]:
         _text(terminal, f"NVRTC {jit['nvrtc']} is here to compile them")
+    elif any(row["path"] == "embedded" for row in values["paths"]):
+        _text(terminal, "NVRTC is not here, and not needed: the GPU runs the embedded kernels")
+    elif values["embedded"] and not any(row["path"] == "error" for row in values["paths"]):
+        _text(terminal, f"NVRTC is not here; a GPU that runs the embedded kernels needs none. {jit['problem']}")
     else:
         _text(terminal, jit["problem"], "yellow")
 

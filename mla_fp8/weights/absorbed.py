@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mla_fp8.errors import require
 from mla_fp8.formats import AMAX_FLOOR, E4M3, GROUP, dequantize_blocks
-from mla_fp8.weights.checkpoint import KV_B_PROJ, read_kv_b_proj
+from mla_fp8.weights.checkpoint import KV_B_PROJ, load_heads, read_kv_b_proj
 from mla_fp8.weights.file import BUFFERS, read_weights
 from mla_fp8.weights.fp8_buffers import Fp8Buffers
 from mla_fp8.weights.kv_b_proj import HeadDims, cut_heads, quantize_blocks, require_head_dim
@@ -26,7 +26,9 @@ class AbsorbedWeights(Fp8Buffers):
         ValueError: dtypes, ranks, devices that differ, extents that disagree, dims that are no multiple of 128.
 
     Notes: the four are buffers. Moving the module to a device moves them; casting it (`.half()`, `.to(torch.bfloat16)`)
-    leaves their dtypes alone. A deepcopy owns its memory. `torch.save` of a view writes the whole tensor behind it.
+    leaves their dtypes alone. A deepcopy owns its memory. Of a view, `torch.save` writes the whole tensor behind it and
+    safetensors refuses to write any: make the weights with copy_w_uv=True, or save those of `copy.deepcopy(weights)`.
+    gloo sends no float8: docs/integrations.md says how DDP and the like leave these buffers alone.
 
     Source: DeepSeek-V2 paper (arXiv:2405.04434), section 2.1.2: W_UK is absorbed into W_Q, W_UV into W_O.
 
@@ -58,6 +60,7 @@ class AbsorbedWeights(Fp8Buffers):
         for name, tensor, shape in zip(BUFFERS, tensors, shapes, strict=True):
             require(tensor.shape == (heads, *shape), where, name, f"be {[heads, *shape]}", list(tensor.shape))
             self.register_buffer(name, tensor.detach())
+            self._buffers[name] = tensor.detach()  # accelerate's init_empty_weights makes register_buffer move it
 
     @classmethod
     def from_kv_b_proj(
@@ -75,8 +78,9 @@ class AbsorbedWeights(Fp8Buffers):
 
         Args:
             weight: [H*(D+V), R] float8_e4m3fn; row h*(D+V)+i is W_UK[h] for i < D, else W_UV[h].
-            weight_scale_inv: [H*(D+V)/128, R/128] float32, or float8_e8m0fnu, or, with scale_fmt="ue8m0", uint8 holding
-                exponents: 2^(e-127), where 255 is NaN and refused. It multiplies, as its name does not say.
+            weight_scale_inv: [H*(D+V)/128, R/128], more extents of 1 allowed; float32, bfloat16, float16, or
+                float8_e8m0fnu, or, with scale_fmt="ue8m0", uint8 holding exponents: 2^(e-127), where 255 is NaN and
+                refused. It multiplies, as its name does not say; compressed-tensors calls it `weight_scale`.
             num_heads: H, of this rank.
             qk_nope_head_dim, v_head_dim: D and V, multiples of 128.
             scale_fmt: `quantization_config.scale_fmt` of the checkpoint; read for uint8 scales only.
@@ -136,29 +140,25 @@ class AbsorbedWeights(Fp8Buffers):
 
         Args:
             directory: holds config.json (head dims, block size, scale_fmt) and model.safetensors.index.json or
-                model.safetensors.
+                model.safetensors; files may be links, as in the hub's cache.
             layer: index of the decoder layer.
-            tp_rank, tp_size: this rank takes heads [tp_rank*H/tp_size, (tp_rank+1)*H/tp_size).
+            tp_rank, tp_size: with C = ceil(H/tp_size), this rank takes heads [tp_rank*C, (tp_rank+1)*C); those from H
+                on are zeros, so that every rank has C.
             copy_w_uv: as in `from_kv_b_proj`; here the view is of the mapped file, which must not be rewritten in place
                 as long as the view lives. Moving to a GPU, or a deepcopy, ends it.
             quantize_bf16: allow a checkpoint without FP8 weights, quantized as by `from_bf16`.
-            name: the tensors' name before `.weight` and `.weight_scale_inv`, with `{layer}` in it.
+            name: the tensors' name before `.weight` and `.weight_scale_inv` or `.weight_scale`, with `{layer}` in it;
+                the default also finds it in `language_model`.
 
         Returns:
-            the weights of this rank, on the CPU.
+            the weights of this rank, on the CPU, whatever default device, dtype or mode of torch is on.
 
         Raises:
-            ValueError: layer, tp_rank or tp_size out of range; a missing or broken file; a tp_size that does not divide
-                the heads; a missing tensor; a block size other than 128x128; weights that are not FP8, without
-                quantize_bf16; and as `from_kv_b_proj`.
+            ValueError: layer, tp_rank or tp_size out of range; a missing or broken file; a missing tensor; scales of
+                other than 128x128 blocks; weights that are not FP8, without quantize_bf16; and as `from_kv_b_proj`.
         """
-        where, found = "from_safetensors", read_kv_b_proj(directory, layer, tp_rank, tp_size, name)
-        weight, scale, dims, scale_fmt = found
-        if scale is not None:
-            return cls(*cut_heads(where, weight, scale, dims, scale_fmt, copy_w_uv))
-        rule = "be float8_e4m3fn (quantize_bf16=True quantizes others, with loss)"
-        require(quantize_bf16, where, name.format(layer=layer) + ".weight", rule, weight.dtype)
-        return cls(*cut_heads(where, *quantize_blocks(where, weight, dims, AMAX_FLOOR), dims, None, copy_w_uv=True))
+        found = read_kv_b_proj(directory, layer, tp_rank, tp_size, name)
+        return cls(*load_heads(found, quantize_bf16, copy_w_uv))
 
     @classmethod
     def load(cls, path: str | Path) -> "AbsorbedWeights":
@@ -168,14 +168,13 @@ class AbsorbedWeights(Fp8Buffers):
             path: a safetensors file of w_uk, w_uk_scale, w_uv and w_uv_scale.
 
         Returns:
-            the weights, on the CPU, mapped from the file.
+            the weights, on the CPU, mapped from the file, whatever default device or mode of torch is on.
 
         Raises:
             ValueError: a missing or broken file; one that holds other tensors; and as the constructor.
         """
         return cls(*read_weights(path))
 
-    @torch.no_grad()
     def update_(
         self,
         source: "AbsorbedWeights | Tensor",
@@ -205,8 +204,9 @@ class AbsorbedWeights(Fp8Buffers):
         shapes = [list(buffer.shape) for buffer in (self.w_uk, self.w_uv)]
         got = [list(buffer.shape) for buffer in (source.w_uk, source.w_uv)]
         require(shapes == got, where, "source", f"make w_uk and w_uv of {shapes}", got)
-        for name in BUFFERS:
-            getattr(self, name).copy_(getattr(source, name))
+        with torch.inference_mode():  # where tensors made inside and outside of it may be written
+            for name in BUFFERS:
+                getattr(self, name).copy_(getattr(source, name))
         return self
 
     def dequantize(self) -> tuple[Tensor, Tensor]:

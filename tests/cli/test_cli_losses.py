@@ -71,8 +71,8 @@ def test_check_weights_of_nan_fails(capsys, rng, tmp_path):
 @pytest.mark.parametrize(
     ("directory", "layer", "text"),
     [
-        ("nowhere", LAYER, "directory must be an existing directory"),
-        ("checkpoint", 0, "layer must be one of the checkpoint in "),
+        ("nowhere", LAYER, "check: --weights must be an existing directory"),
+        ("checkpoint", 0, "check: --layer must be one of the checkpoint in "),
     ],
 )
 def test_check_weights_names_what_is_missing(capsys, tmp_path, checkpoint, directory, layer, text):

@@ -48,14 +48,14 @@ BAD_CALLS = {
         "weight_scale_inv must be [4, 4], one scale a 128x128 block of weight, got []",
     ),
     "scale dtype": (
-        lambda a: a | {"weight_scale_inv": a["weight_scale_inv"].bfloat16()},
-        "weight_scale_inv must be float32, float8_e8m0fnu, or uint8 exponents with scale_fmt 'ue8m0', "
-        "got torch.bfloat16 with scale_fmt None",
+        lambda a: a | {"weight_scale_inv": a["weight_scale_inv"].double()},
+        "weight_scale_inv must be float32, bfloat16, float16, float8_e8m0fnu, or uint8 exponents with scale_fmt "
+        "'ue8m0', got torch.float64 with scale_fmt None",
     ),
     "uint8 without scale_fmt": (
         lambda a: a | {"weight_scale_inv": torch.full((4, 4), 127, dtype=torch.uint8)},
-        "weight_scale_inv must be float32, float8_e8m0fnu, or uint8 exponents with scale_fmt 'ue8m0', "
-        "got torch.uint8 with scale_fmt None",
+        "weight_scale_inv must be float32, bfloat16, float16, float8_e8m0fnu, or uint8 exponents with scale_fmt "
+        "'ue8m0', got torch.uint8 with scale_fmt None",
     ),
     "scale device": (
         lambda a: a | {"weight_scale_inv": a["weight_scale_inv"].to("meta")},
