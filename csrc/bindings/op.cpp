@@ -37,6 +37,11 @@ Product take_inputs(const Checks& check, Op op, Arguments inputs, const Forms& f
   product.x = x.view.data;
   copy_strides(product.x_stride, x.view, {0, 1});
   product.s = x.view.sizes[0], product.heads = x.view.sizes[1], product.k = x.view.sizes[2];
+  const View& w = input(1).view;
+  if (w.dim == 3 && w.sizes[0] != product.heads && w.sizes[0] == product.s) {
+    check.fail(x.name, text("have shape ", forms.x, " with the ", w.sizes[0], " heads of ", input(1).name),
+               text(shape_of(x.view), ", which ", x.name, ".transpose(0, 1) would bring to it"));
+  }
   take_weight(check, input(1), input(2), forms, product);
   if (q_pe.view) {
     check.dtype(q_pe, {x.view.dtype});

@@ -64,5 +64,6 @@ def in_shell_words(error: Exception, command: str, options: Mapping[str, str]) -
     if where != "from_safetensors" or not colon:
         return text
     argument, must, rule = rest.partition(" must ")
-    rule = rule.replace("quantize_bf16=True", "--quantize-bf16")
+    for python, shell in {"quantize_bf16=True": "--quantize-bf16", "tp_size =": "--tp-size ="}.items():
+        rule = rule.replace(python, shell)
     return f"{command}: {options.get(argument, argument)}{must}{rule}"

@@ -16,6 +16,7 @@ from mla_fp8.cli import EXIT_FAILED, EXIT_OK, Commands, in_shell_words, integer_
 from mla_fp8.cli.terminal import Terminal, progress
 from mla_fp8.text import size, table, wrap
 from mla_fp8.weights import AbsorbedWeights
+from mla_fp8.weights.ambient import on_the_cpu
 from mla_fp8.weights.checkpoint import KV_B_PROJ, layers, look_up, nearest, read_kv_b_proj, require_rank
 from mla_fp8.weights.file import write_weights
 
@@ -89,6 +90,7 @@ def run(given: argparse.Namespace) -> int:
     return EXIT_OK if all(row.verified for row in rows) else EXIT_FAILED
 
 
+@on_the_cpu()
 def convert(given: argparse.Namespace) -> list[Written]:
     """Write every layer beside OUT's files, read each again, and move them there if all are right.
 
@@ -164,7 +166,8 @@ def _verify(given: argparse.Namespace, layer: int, path: Path) -> Written:
         return Written(layer, path.name, source.dims.num_heads, 0, kind, False, str(error))
     pairs = [(name, buffer, getattr(want, name)) for name, buffer in got.named_buffers()]
     if source.scale is not None:
-        pairs.append(("kv_b_proj", torch.cat([got.w_uk.mT, got.w_uv], 1).view(source.weight.shape), source.weight))
+        rows = torch.cat([got.w_uk.mT.view(torch.uint8), got.w_uv.view(torch.uint8)], 1)
+        pairs.append(("kv_b_proj", rows.view(source.weight.shape), source.weight))
     difference = next(filter(None, (_difference(*pair) for pair in pairs)), "")
     return Written(layer, path.name, got.num_heads, path.stat().st_size, kind, not difference, difference)
 

@@ -53,8 +53,8 @@ def losses(weights: AbsorbedWeights, device: str, seed: int) -> Iterator[Loss]:
     for op, w, w_scale in ((absorb_q, w_uk, w_uk_scale), (v_up, w_uv, w_uv_scale)):
         exact = dequantize_blocks(w, w_scale)
         rounded = exact.bfloat16()
-        random = torch.Generator().manual_seed(seed)
-        values = torch.randn(TOKENS, w.shape[0], w.shape[2], generator=random)
+        random = torch.Generator("cpu").manual_seed(seed)
+        values = torch.randn(TOKENS, w.shape[0], w.shape[2], generator=random, device="cpu", dtype=torch.float32)
         for kind, make in KINDS.items():
             x = make(values).to(device, torch.bfloat16)
             want = torch.einsum("shk,hnk->shn", x.double(), exact)

@@ -40,18 +40,20 @@ SETTINGS = [
     *(Setting(s, torch.bfloat16, "normal", True) for s in (0, 1, 7, 257)),
 ]
 
+PLAIN: Any = {"device": "cpu", "dtype": torch.float32}  # whatever defaults are set
+
 
 class Maker:
     """Tensors of one setting, from a seeded generator."""
 
     def __init__(self, setting: Setting, seed: int, device: str) -> None:
         self.setting, self.seed, self.device = setting, seed, device
-        self.rng = torch.Generator().manual_seed(seed)
+        self.rng = torch.Generator("cpu").manual_seed(seed)
 
     def rows(self, *widths: int) -> list[Tensor]:
         """[S, H, width] each; strided: neighbours in one tensor, as q_nope and q_pe are."""
         s, dtype = self.setting.s, self.setting.dtype
-        values = torch.randn(s, HEADS, sum(widths) + ROPE_DIM, generator=self.rng)
+        values = torch.randn(s, HEADS, sum(widths) + ROPE_DIM, generator=self.rng, **PLAIN)
         if self.setting.content == "outliers":
             values[:, :, :: NOPE_DIM - 1] *= 300
             values[::3, 1] = 0
@@ -66,7 +68,7 @@ class Maker:
         return (view, scale) if self.setting.strided else (view.contiguous(), scale.contiguous())
 
     def out_scale(self) -> Tensor:
-        return torch.rand(1, generator=self.rng).to(self.device) * 0.01 + 0.005
+        return torch.rand(1, generator=self.rng, **PLAIN).to(self.device) * 0.01 + 0.005
 
     @property
     def typical(self) -> bool:
@@ -75,9 +77,9 @@ class Maker:
 
 @functools.lru_cache(maxsize=2)
 def _weight(n: int, k: int, seed: int, device: str) -> tuple[Tensor, Tensor]:
-    rng = torch.Generator().manual_seed(-1 - seed)  # by the rows' own, weights would be multiples of some of them
-    values = (torch.randn(HEADS, n + 128, k, generator=rng) * 80).clamp(-448, 448).to(torch.float8_e4m3fn)
-    scale = (torch.rand(HEADS, k // 128, n // 128, generator=rng) + 0.5) * 1e-3
+    rng = torch.Generator("cpu").manual_seed(-1 - seed)  # by the rows' own, weights would be multiples of some of them
+    values = (torch.randn(HEADS, n + 128, k, generator=rng, **PLAIN) * 80).clamp(-448, 448).to(torch.float8_e4m3fn)
+    scale = (torch.rand(HEADS, k // 128, n // 128, generator=rng, **PLAIN) + 0.5) * 1e-3
     return values.to(device)[:, 128:], scale.to(device).mT
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mla_fp8.errors import require
 from mla_fp8.formats import AMAX_FLOOR, E4M3, GROUP, dequantize_blocks
+from mla_fp8.weights.ambient import on_the_cpu
 from mla_fp8.weights.checkpoint import KV_B_PROJ, load_heads, read_kv_b_proj
 from mla_fp8.weights.file import BUFFERS, read_weights
 from mla_fp8.weights.fp8_buffers import Fp8Buffers
@@ -26,9 +27,8 @@ class AbsorbedWeights(Fp8Buffers):
         ValueError: dtypes, ranks, devices that differ, extents that disagree, dims that are no multiple of 128.
 
     Notes: the four are buffers. Moving the module to a device moves them; casting it (`.half()`, `.to(torch.bfloat16)`)
-    leaves their dtypes alone. A deepcopy owns its memory. Of a view, `torch.save` writes the whole tensor behind it and
-    safetensors refuses to write any: make the weights with copy_w_uv=True, or save those of `copy.deepcopy(weights)`.
-    gloo sends no float8: docs/integrations.md says how DDP and the like leave these buffers alone.
+    leaves their dtypes alone. Of a view `torch.save` writes the whole tensor behind it, and safetensors refuses it: use
+    copy.deepcopy(weights), which owns its memory, or copy_w_uv=True. For DDP over gloo see docs/integrations.md.
 
     Source: DeepSeek-V2 paper (arXiv:2405.04434), section 2.1.2: W_UK is absorbed into W_Q, W_UV into W_O.
 
@@ -125,6 +125,7 @@ class AbsorbedWeights(Fp8Buffers):
         return cls(*cut_heads("from_bf16", value, scale, dims, None, copy_w_uv=True))
 
     @classmethod
+    @on_the_cpu()
     def from_safetensors(
         cls,
         directory: str | Path,
@@ -142,8 +143,7 @@ class AbsorbedWeights(Fp8Buffers):
             directory: holds config.json (head dims, block size, scale_fmt) and model.safetensors.index.json or
                 model.safetensors; files may be links, as in the hub's cache.
             layer: index of the decoder layer.
-            tp_rank, tp_size: with C = ceil(H/tp_size), this rank takes heads [tp_rank*C, (tp_rank+1)*C); those from H
-                on are zeros, so that every rank has C.
+            tp_rank, tp_size: this rank takes heads [tp_rank*C, (tp_rank+1)*C), C = ceil(H/tp_size); from H on, zeros.
             copy_w_uv: as in `from_kv_b_proj`; here the view is of the mapped file, which must not be rewritten in place
                 as long as the view lives. Moving to a GPU, or a deepcopy, ends it.
             quantize_bf16: allow a checkpoint without FP8 weights, quantized as by `from_bf16`.
@@ -157,10 +157,10 @@ class AbsorbedWeights(Fp8Buffers):
             ValueError: layer, tp_rank or tp_size out of range; a missing or broken file; a missing tensor; scales of
                 other than 128x128 blocks; weights that are not FP8, without quantize_bf16; and as `from_kv_b_proj`.
         """
-        found = read_kv_b_proj(directory, layer, tp_rank, tp_size, name)
-        return cls(*load_heads(found, quantize_bf16, copy_w_uv))
+        return cls(*load_heads(read_kv_b_proj(directory, layer, tp_rank, tp_size, name), quantize_bf16, copy_w_uv))
 
     @classmethod
+    @on_the_cpu()
     def load(cls, path: str | Path) -> "AbsorbedWeights":
         """Read one of the files that `python -m mla_fp8 convert` writes.
 

@@ -19,6 +19,6 @@ def plain_tensors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def on_the_cpu() -> Iterator[None]:
-    """As `plain_tensors`, and new tensors are on the CPU: no default device, no FakeTensorMode, no other mode."""
-    with _disable_current_modes(), torch.device("cpu"), plain_tensors():
+    """As `plain_tensors`, and new tensors are on the CPU: no default device, FakeTensorMode or vmap around them."""
+    with _disable_current_modes(), torch._C._DisableFuncTorch(), torch.device("cpu"), plain_tensors():
         yield

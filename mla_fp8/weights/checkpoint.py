@@ -121,14 +121,13 @@ def read_kv_b_proj(directory: str | Path, layer: int, tp_rank: int, tp_size: int
 
 
 def load_heads(found: KvBProj, quantize_bf16: bool, copy_w_uv: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `AbsorbedWeights` holds, on the CPU."""
+    """What `AbsorbedWeights` holds."""
     weight, scale, dims, scale_fmt, name = found
-    with on_the_cpu():
-        if scale is not None:
-            return cut_heads(WHERE, weight, scale, dims, scale_fmt, copy_w_uv, name)
-        rule = "be float8_e4m3fn (quantize_bf16=True quantizes others, with loss)"
-        require(quantize_bf16, WHERE, name, rule, weight.dtype)
-        return cut_heads(WHERE, *quantize_blocks(WHERE, weight, dims, AMAX_FLOOR), dims, None, copy_w_uv=True)
+    if scale is not None:
+        return cut_heads(WHERE, weight, scale, dims, scale_fmt, copy_w_uv, name)
+    rule = "be float8_e4m3fn (quantize_bf16=True quantizes others, with loss)"
+    require(quantize_bf16, WHERE, name, rule, weight.dtype)
+    return cut_heads(WHERE, *quantize_blocks(WHERE, weight, dims, AMAX_FLOOR), dims, None, copy_w_uv=True)
 
 
 def layers(directory: str | Path, name: str = KV_B_PROJ) -> list[int]:

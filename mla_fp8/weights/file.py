@@ -8,7 +8,6 @@ from pathlib import Path
 from torch import Tensor
 
 from mla_fp8.errors import require
-from mla_fp8.weights.ambient import on_the_cpu
 from mla_fp8.weights.kv_b_proj import contiguous_copy
 
 BUFFERS = ("w_uk", "w_uk_scale", "w_uv", "w_uv_scale")
@@ -49,8 +48,7 @@ def read_weights(path: str | Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     where = "AbsorbedWeights.load"
     require(Path(path).is_file(), where, "path", "be an existing file", repr(str(path)))
     try:
-        with on_the_cpu():
-            tensors = load_file(path)
+        tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{where}: path must be a whole safetensors file, got {path} ({error})") from error
     names = sorted(tensors)

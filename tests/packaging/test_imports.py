@@ -1,6 +1,8 @@
 """Who may import whom, read from the sources."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import mla_fp8
@@ -32,3 +34,17 @@ def test_only_devices_says_a_compute_capability():
     found = {path.name for path in SOURCES for node in ast.walk(ast.parse(path.read_text()))
              if isinstance(node, ast.Tuple) and ast.unparse(node) == CAPABILITY}  # fmt: skip
     assert found == {"devices.py"}
+
+
+def test_modules_are_attributes_and_cost_nothing_before():
+    """README writes `mla_fp8.distributed.register_shardings()` after `import mla_fp8`."""
+    code = (
+        "import sys, mla_fp8\n"
+        "names = ('attention', 'config', 'distributed', 'integrations', 'reference')\n"
+        "early = [name for name in names if 'mla_fp8.' + name in sys.modules]\n"
+        "assert not early, early\n"
+        "assert callable(mla_fp8.distributed.register_shardings)\n"
+        "assert all(getattr(mla_fp8, name) is sys.modules['mla_fp8.' + name] for name in names)\n"
+        "assert not hasattr(mla_fp8, 'nothing')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
