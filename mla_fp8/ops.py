@@ -18,18 +18,12 @@ section 3.3 for 1x128 and 128x128 scales.
 import torch
 from torch import Tensor
 
+from mla_fp8.arguments import mode, names_types
+
 _ops = torch.ops.mla_fp8
 
 
-def _options(op: str, activations: str) -> dict[str, bool]:
-    """What the dispatcher is told of `activations`: nothing where it is the default, since an argument costs time."""
-    if activations == "exact":
-        return {}
-    if activations == "fp8":
-        return {"fp8_activations": True}
-    raise RuntimeError(f"{op}: activations must be 'exact' or 'fp8', got {activations!r}")
-
-
+@names_types
 def quantize_q_nope(
     q_nope: Tensor,
     *,
@@ -73,6 +67,7 @@ def quantize_q_nope(
     return out
 
 
+@names_types
 def bmm(
     a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, *, m: int | None = None, out: Tensor | None = None
 ) -> Tensor:
@@ -111,6 +106,7 @@ def bmm(
     return out
 
 
+@names_types
 def absorb_q(
     q_nope: Tensor,
     w_uk: Tensor,
@@ -153,13 +149,14 @@ def absorb_q(
         >>> absorb_q(q_nope, weights.w_uk, weights.w_uk_scale, q_pe).shape
         torch.Size([3, 2, 576])
     """
-    options = _options("absorb_q", activations)
+    options = mode("absorb_q", activations)
     if out is None:
         return _ops.absorb_q.default(q_nope, w_uk, w_uk_scale, q_pe, out_scale, **options)
     _ops.absorb_q.out(q_nope, w_uk, w_uk_scale, q_pe, out_scale, **options, q_out=out)
     return out
 
 
+@names_types
 def v_up(
     o_latent: Tensor,
     w_uv: Tensor,
@@ -198,13 +195,14 @@ def v_up(
         >>> v_up(torch.randn(3, 2, 512, dtype=torch.bfloat16), weights.w_uv, weights.w_uv_scale).shape
         torch.Size([3, 2, 128])
     """
-    options = _options("v_up", activations)
+    options = mode("v_up", activations)
     if out is None:
         return _ops.v_up.default(o_latent, w_uv, w_uv_scale, out_scale, **options)
     _ops.v_up.out(o_latent, w_uv, w_uv_scale, out_scale, **options, v_out=out)
     return out
 
 
+@names_types
 def v_up_quantized(
     o_latent: Tensor,
     w_uv: Tensor,
@@ -243,7 +241,7 @@ def v_up_quantized(
         >>> v_val.shape, v_scale.stride()
         (torch.Size([3, 256]), (1, 4))
     """
-    options = _options("v_up_quantized", activations)
+    options = mode("v_up_quantized", activations)
     if out is None:
         return _ops.v_up_quantized.default(o_latent, w_uv, w_uv_scale, **options)
     _ops.v_up_quantized.out(o_latent, w_uv, w_uv_scale, **options, val_out=out[0], scale_out=out[1])

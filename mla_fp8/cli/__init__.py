@@ -1,6 +1,7 @@
 """A file for each command of `python -m mla_fp8`: `add` gives it its arguments, `run` returns the exit status."""
 
 import argparse
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
@@ -58,12 +59,8 @@ def ranges_text(numbers: Sequence[int]) -> str:
 
 
 def in_shell_words(error: Exception, command: str, options: Mapping[str, str]) -> str:
-    """What from_safetensors says, to a user of the shell: `options` has its arguments' names there."""
-    text = str(error)
-    where, colon, rest = text.partition(": ")
-    if where != "from_safetensors" or not colon:
-        return text
-    argument, must, rule = rest.partition(" must ")
-    for python, shell in {"quantize_bf16=True": "--quantize-bf16", "tp_size =": "--tp-size ="}.items():
-        rule = rule.replace(python, shell)
-    return f"{command}: {options.get(argument, argument)}{must}{rule}"
+    """What a function of the package says, to a user of the shell: `options` has its arguments' names there."""
+    text = re.sub(r"^\w+: ", f"{command}: ", str(error))
+    for argument, option in options.items():
+        text = re.sub(rf"(?<![\w.'-]){argument} (must|=) ", rf"{option} \1 ", text)
+    return text.replace("quantize_bf16=True", "--quantize-bf16")

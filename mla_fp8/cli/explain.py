@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from mla_fp8.cli import EXIT_FAILED, EXIT_OK, Commands, integer_of
+from mla_fp8.cli import EXIT_FAILED, EXIT_OK, Commands, in_shell_words, integer_of
 from mla_fp8.cli.terminal import Terminal
 from mla_fp8.config import Device, explain
 from mla_fp8.explain.device import modelled
@@ -14,6 +14,12 @@ from mla_fp8.explain.problem import DEFAULT_EXTENTS, DEFAULT_M_ALIGNMENT, OUT_BY
 from mla_fp8.formats import MODES
 
 EXTENTS = integer_of(-(2**63), 2**63 - 1)  # the kernels' own bounds come with their reasons
+# Arguments of mla_fp8.config.explain, by their names here.
+OPTIONS = {name: f"--{name}" for name in ("s", "heads", "n", "k", "pe")} | {
+    "m_alignment": "--m-alignment",
+    "out_dtype": "--out-dtype",
+    "align_bytes": "--align",
+}
 
 
 def add(commands: Commands) -> argparse.ArgumentParser:
@@ -102,7 +108,7 @@ def run(given: argparse.Namespace) -> int:
             device=_device(given.device),
         )
     except (ValueError, TypeError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {in_shell_words(error, 'explain', OPTIONS)}", file=sys.stderr)
         return EXIT_FAILED
     if given.json:
         print(json.dumps(explanation.to_dict(), indent=2))

@@ -143,7 +143,7 @@ def nearest(directory: str | Path, name: str) -> list[str]:
 
 def _nearest(files: dict[str, Path], name: str) -> list[str]:
     kinds: dict[str, str] = {}
-    for other in files:
+    for other in (other for other in files if other.endswith(".weight")):
         kinds.setdefault(re.sub(r"\d+", "0", other), other)
     close = difflib.get_close_matches(re.sub(r"\d+|\{layer\}", "0", name), kinds, NEAREST, cutoff=0.5)
     return [kinds[kind] for kind in close]

@@ -100,7 +100,7 @@ def test_explain_device_settings(capsys):
 def test_explain_rejects_unsupported_problems(capsys):
     code, out, err = run(capsys, "--op", "bmm", "--s", "-7", "--n", "130")
     assert (code, out) == (1, "")
-    assert "s must be in [0, 2147483647], got -7; n must be a multiple of 128 in [128, 16384], got 130" in err
+    assert "--s must be in [0, 2147483647], got -7; --n must be a multiple of 128 in [128, 16384], got 130" in err
 
 
 def test_explain_shows_reasons_when_every_tile_is_dropped(capsys):

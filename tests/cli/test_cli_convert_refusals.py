@@ -164,3 +164,18 @@ def test_check_weights_takes_bf16_and_names(capsys, rng, tmp_path):
     err = capsys.readouterr().err
     assert "(--quantize-bf16 quantizes others, with loss), got torch.bfloat16" in err and "=True" not in err
     assert main([*arguments, "--quantize-bf16"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("--op v_up_quantized --s 4 --out-dtype bfloat16", "explain: --out-dtype must be float8_e4m3fn"),
+        ("--op quantize_q_nope --s 4 --m-alignment 0", "explain: --m-alignment must be at least 1, got 0"),
+        ("--op absorb_q --s 4 --align 0", "explain: --align must be in [2, 16], got 0; --align must be a power of 2"),
+        ("--op absorb_q --s 4 --n 100", "explain: --n must be a multiple of 128"),
+    ],
+)
+def test_explain_names_the_options_of_the_shell(capsys, words, text):
+    capsys.readouterr()
+    assert main(["explain", *words.split()]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {text}")

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import platform
+import sys
 
 import pytest
 import torch
@@ -137,3 +138,14 @@ def test_info_paths_on_this_gpu(capsys):
     on_gpu = {row["path"] for row in values["paths"] if row["device"] == "cuda:0"}
     assert on_gpu <= ({"embedded", "NVRTC"} if values["embedded"] else {"NVRTC"})
     mla_fp8.quantize_q_nope(torch.zeros(1, 1, 128, dtype=torch.bfloat16, device="cuda"))  # the loader is there again
+
+
+@pytest.mark.parametrize("held", [True, False], ids=["embedded", "none embedded"])
+def test_info_text_without_nvrtc_is_true_where_it_stands(monkeypatch, capsys, held):
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)  # as where cuda-bindings is not installed
+    monkeypatch.setattr(facts, "embedded", lambda: IMAGES if held else [])
+    assert main(["info"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "not embedded in this build" not in text
+    assert ("a GPU that runs the embedded kernels needs none" in text) == held
+    assert "NVRTC must be there to compile kernels, where none are embedded or the driver refuses them" in text

@@ -189,3 +189,24 @@ def test_op_rejects_tensors_that_it_has_no_kernel_for(rng, case):
     arguments[first] = arguments[first].float().to_sparse()
     with pytest.raises((NotImplementedError, RuntimeError), match=case.op):
         case.functional(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "value", "text"),
+    [
+        ("absorb_q-pe", "out_scale", 0.5, "got float 0.5: torch.tensor([scale], device=...) is one"),
+        ("v_up", "out_scale", 2, "got int 2: torch.tensor([scale], device=...) is one"),
+        ("absorb_q-pe", "q_nope", [1.0], "got list [1.0]"),
+        ("v_up", "w_uv_scale", [[1.0]], "got list [[1.0]]"),
+        ("v_up_quantized", "o_latent", None, None),
+        ("bmm", "b", "b", "got str 'b'"),
+        ("quantize_q_nope", "q_nope", 1, "got int 1"),
+    ],
+)
+def test_op_names_an_argument_that_is_no_tensor(rng, name, argument, value, text):
+    arguments = CASE[name].arguments(rng, 7, 3) | {argument: value}
+    op = name.split("-")[0]
+    with pytest.raises(RuntimeError) as raised:
+        getattr(mla_fp8, op)(**arguments)
+    if text is not None:  # None for a tensor that must be there has torch's own text
+        assert str(raised.value).startswith(f"{op}: {argument} must be a Tensor, {text}")

@@ -171,7 +171,7 @@ FAULTS = [
           r"have shape \[S, H, D\] with the 3 heads of w_uk, "
           r"got \[3, 7, 128\], which q_nope.transpose\(0, 1\) would bring to it"),
     Fault("v_up-fp8", "o_latent", "heads_first", lambda x: x.transpose(0, 1),
-          r"have shape \[S, H, R\] with the \d+ heads of w_uv, got .*, which o_latent.transpose\(0, 1\) would"),
+          r"have shape \[S, H, R\] with the \d+ heads of w_uv, got .*, which o_latent.transpose\(0, 1\) would .*"),
     Fault("absorb_q-pe-fp8", "q_nope", "fewer_heads", lambda x: x[:, :2], r"have shape .* = \[2, .*", "w_uk"),
     Fault("v_up-fp8", "o_latent", "half_the_width", lambda x: x[..., :256], r"have shape .*, 256\], got .*", "w_uv"),
     *(fault for case, first in ((PE, "q_nope"), ("v_up-fp8", "o_latent")) for fault in [
