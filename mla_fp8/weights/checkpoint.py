@@ -155,7 +155,9 @@ def _layers(files: dict[str, Path], name: str) -> list[int]:
 
 
 def _spellings(name: str) -> tuple[str, ...]:
-    return (KV_B_PROJ, *OTHER_NAMES) if name == KV_B_PROJ else (name,)
+    """A model's module may be named otherwise than its tensors in a file, as Kimi-K2.5's are in transformers."""
+    known = (KV_B_PROJ, *OTHER_NAMES)
+    return tuple(dict.fromkeys((name, *known))) if name in known else (name,)
 
 
 def _missing(files: dict[str, Path], base: str, layer: int) -> str:

@@ -14,6 +14,7 @@ from helpers import random_weight
 from test_block_fp8_weight import BAD_PARTS
 from test_block_fp8_weight_kept import ADDRESSES, BAD_UPDATES, WRITES
 from test_weights_errors import BAD_CALLS, arguments
+from test_weights_spellings import HEADS, REFUSED
 
 import mla_fp8
 from mla_fp8 import AbsorbedWeights, BlockFp8Weight, jit
@@ -81,7 +82,16 @@ def raised_by_weights(rng, directory):
     for changes in ({"num_attention_heads": 4}, {"quantization_config": {"weight_block_size": [64, 64]}}):
         write_checkpoint(directory, tensors, config() | changes)
         yield said_by(lambda: AbsorbedWeights.from_safetensors(directory, LAYER))
-    yield said_by(lambda: AbsorbedWeights.from_safetensors(directory, LAYER, tp_size=3))
+    yield said_by(lambda: AbsorbedWeights.from_safetensors(directory, LAYER, tp_rank=3, tp_size=3))
+    yield said_by(lambda: AbsorbedWeights.from_safetensors("deepseek-ai/DeepSeek-V3", LAYER))
+    yield said_by(lambda: AbsorbedWeights.from_safetensors(directory, LAYER, name="layers.{layer}.kv_b"))
+    weight = kv_b_proj(rng, heads=HEADS)[0]
+    for wrong, _ in REFUSED.values():
+        write_checkpoint(directory, {WEIGHT: weight, **wrong}, config(heads=HEADS))
+        yield said_by(lambda: AbsorbedWeights.from_safetensors(directory, LAYER))
+    next(directory.glob("*.safetensors")).unlink()
+    yield said_by(lambda: AbsorbedWeights.from_safetensors(directory, LAYER))
+    write_checkpoint(directory, tensors, config())
     yield said_by(lambda: AbsorbedWeights.load(next(directory.glob("*.safetensors"))))
 
 

@@ -43,6 +43,8 @@ def test_multimodal_models_load(tmp_path, pair, name, key, inside):
     assert_is(AbsorbedWeights.from_safetensors(directory, LAYER, name=name), pair)
     assert_is(AbsorbedWeights.from_safetensors(directory, LAYER), pair)
     assert layers(directory) == layers(directory, name) == [LAYER]
+    for other in {KIMI, SAVED_BY_TRANSFORMERS} - {name}:  # a module's name, where the file has the other
+        assert_is(AbsorbedWeights.from_safetensors(directory, LAYER, name=other), pair)
 
 
 def test_block_size_of_the_text_config_counts(tmp_path, pair):
