@@ -129,6 +129,9 @@ def _in_pytorch(q: Tensor, kv_latent: Tensor, k_pe: Tensor, mask: Tensor | None,
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """[B, M, K] x [B, K, N] -> fp32 [B, M, N], accumulated in fp32."""
+    if torch.is_autocast_enabled(a.device.type):  # which would round a and b to 16 bits
+        with torch.autocast(a.device.type, enabled=False):
+            return _product(a, b)
     if a.is_cuda and a.dtype != torch.float32:
         return torch.bmm(a, b, out_dtype=torch.float32)
     return torch.bmm(a.float(), b.float())

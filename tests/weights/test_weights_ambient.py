@@ -1,6 +1,8 @@
 """Whatever torch has switched on around a call, weights are read to the CPU, and cut where the tensors are."""
 
 import contextlib
+import copy
+import pickle
 
 import pytest
 import torch
@@ -9,8 +11,9 @@ from helpers import bits
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mla_fp8 import AbsorbedWeights, BlockFp8Weight, absorb_q, v_up
+from mla_fp8 import AbsorbedWeights, BlockFp8Weight, absorb_q, quantize_q_nope, v_up, v_up_quantized
 from mla_fp8.__main__ import main
+from mla_fp8.attention import attend_latents
 from mla_fp8.cli.check import check
 from mla_fp8.weights.file import write_weights
 
@@ -145,7 +148,15 @@ def test_refits_and_reads_give_the_same_numbers(pair, want, context):
 @in_context
 def test_ops_give_the_same_bits(want, rng, context):
     q_nope, o_latent = (torch.randn(3, HEADS, k, generator=rng).bfloat16() for k in (128, 512))
+    q, cache = (torch.randn(1, n, *rest, generator=rng).bfloat16() for n, *rest in ((1, HEADS, 576), (8, 576)))
+    block = BlockFp8Weight(want.w_uk, want.w_uk_scale)
     calls = (
+        lambda: attend_latents(q, cache[..., :512], cache[..., 512:], scale=0.1),
+        lambda: torch.bmm(q_nope.transpose(0, 1), block).contiguous(),
+        lambda: quantize_q_nope(q_nope)[0],
+        lambda: v_up_quantized(o_latent, want.w_uv, want.w_uv_scale)[1].contiguous(),
+        lambda: pickle.loads(pickle.dumps(block)).dequantize().contiguous(),
+        lambda: copy.deepcopy(want).w_uv,
         lambda: absorb_q(q_nope, want.w_uk, want.w_uk_scale),
         lambda: v_up(o_latent, want.w_uv, want.w_uv_scale, activations="fp8"),
     )

@@ -7,7 +7,7 @@ import torch
 from checkpoints import BASE, LAYER, SCALE, WEIGHT, config, dequantized, head_rows, kv_b_proj, write_checkpoint
 from helpers import assert_same_bits
 
-from mla_fp8 import AbsorbedWeights
+from mla_fp8 import AbsorbedWeights, v_up
 
 HEADS, BLOCKS = 4, [8, 4]
 WEIGHT_SCALE = BASE + ".weight_scale"
@@ -167,3 +167,6 @@ def test_ranks_that_do_not_divide_the_heads_end_in_heads_of_zeros(tmp_path, rng,
         got = torch.cat([rank.dequantize()[i] for rank in ranks])
         assert_same_bits(got[:HEADS], want, "heads")
         assert len(got) > HEADS and not got[HEADS:].any()
+    last = ranks[-1]
+    o_latent = torch.randn(3, last.num_heads, 512, generator=rng).bfloat16()
+    assert not v_up(o_latent, last.w_uv, last.w_uv_scale)[:, -1].any()
