@@ -12,7 +12,7 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 
-from mla_fp8.integrations import absorbed_layer
+from mla_fp8.integrations import absorbed_layer, supported
 from mla_fp8.integrations import transformers as integration
 from mla_fp8.integrations.transformers import disable, enable, enabled
 
@@ -182,11 +182,20 @@ UNQUANTIZED = {"weights": "unquantized"}
 FAULTS = {
     old_transformers: "enable: transformers must be 5.15 or later, got 5.14.1",
     already: r"enable: model must not be enabled \(disable it first\), got model.layers.0.self_attn, enabled",
-    indexer: "enable: model must attend to all tokens, got model.layers.1.self_attn, which has an indexer",
-    bad_head_dim: "have an MLA layer that can be enabled, got .*v_head_dim must be a multiple of 128",
-    lambda model, _: ({}, model.float()): "enabled, got .*is torch.float32; weights='fp8' takes bfloat16",
-    lambda *_: ({}, models.build("Llama").bfloat16()): "that can be enabled, got .*has no latent cache: not MLA",
-    lambda *_: ({}, torch.nn.Linear(2, 2)): "enable: model must have an MLA layer that can be enabled, got Linear",
+    indexer: r"enable: model must attend to all tokens, got .*: model.layers.1.self_attn: an indexer selects",
+    bad_head_dim: r"got .*: model.layers.\{0-1\}.self_attn: the FP8 ops have no kernels for v_head_dim = 64 \(",
+    lambda model, _: (
+        {},
+        model.float(),
+    ): "enabled, got .*is torch.float32; weights='fp8' takes bfloat16, float16, float8_e4m3fn$",
+    lambda *_: (
+        {},
+        models.build("Llama").bfloat16(),
+    ): "that can be enabled, got LlamaForCausalLM .llama.: model.layers.{0-1}.self_attn: has no latent cache: not MLA$",
+    lambda *_: (
+        {},
+        torch.nn.Linear(2, 2),
+    ): "enable: model must have an MLA layer that can be enabled, got Linear, without an attention layer",
     lambda m, _: ({"activations": "int4"}, m): "enable: activations must be 'exact' or 'fp8', got 'int4'",
     lambda m, _: ({"weights": "bf16"}, m): "enable: weights must be 'fp8' or 'unquantized', got 'bf16'",
     lambda m, _: ({**UNQUANTIZED, "checkpoint": "x"}, m): "enable: checkpoint must be None with 'unquantized', got 'x'",
@@ -219,21 +228,29 @@ def test_enable_rejects_and_leaves_the_model_as_it_was(model, inputs, monkeypatc
     "change, reason",
     [
         ({"expand_kv": None}, "has no expand_kv: its cache holds keys and values"),
-        ({"qk_rope_head_dim": 40}, "qk_rope_head_dim must be a multiple of 16 up to 256, got 40"),
-        ({"kv_lora_rank": 500}, "kv_b_proj: kv_lora_rank must be a multiple of 128, .*, got 500"),
+        (
+            {"qk_rope_head_dim": 40},
+            r"the FP8 ops have no kernels for qk_rope_head_dim = 40 \(.*qk_rope_head_dim of 16 to 256\)",
+        ),
+        (
+            {"kv_lora_rank": 500},
+            r"the FP8 ops have no kernels for kv_lora_rank = 500 \(multiples of 128 to 16384, .*\)",
+        ),
     ],
 )
 def test_a_layer_that_cannot_be_enabled_has_a_reason(model, monkeypatch, change, reason):
     layer = models.attentions(model)[0]
     for name, value in change.items():
         monkeypatch.delattr(type(layer), name) if value is None else setattr(layer, name, value)
-    assert re.fullmatch(reason, integration.why_not(layer, "fp8"))
+    assert re.fullmatch(reason, supported.why_not(layer, "fp8"))
 
 
 def test_enable_rejects_a_checkpoint_of_other_heads(tmp_path):
     models.quantize_kv_b_proj(models.build(), tmp_path)
     model = models.build(num_attention_heads=2, num_key_value_heads=2).bfloat16()
-    with pytest.raises(ValueError, match=r"checkpoint must hold model.layers.0.self_attn of \[2, 512\] heads and R"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint must hold model.layers.0.self_attn.kv_b_proj of \[2, 512\] heads and R"
+    ):
         enable(model, checkpoint=tmp_path)
 
 
