@@ -61,12 +61,16 @@ class AbsorbedLayer:
         return absorbed_is_cheaper(query.shape[2], kv_nope.shape[2], *dims, device=query.device.type)
 
     def follows(self, layer: Any) -> bool:
-        """Whether it holds what kv_b_proj computes, if need be after taking it over now."""
+        """Whether it holds what kv_b_proj computes, if need be after taking it over now.
+
+        PEFT hands `adapter_names`, an adapter a sequence, to its layers by hooks for the time of a forward: not held.
+        """
+        module = layer._modules["kv_b_proj"]
         if torch.compiler.is_compiling():  # nothing is read here; an adapter may be switched without a write
-            return self.off is None and not projection.is_adapted(layer.kv_b_proj)
-        if not self.seen.matches(layer.kv_b_proj):
+            return self.off is None and not projection.is_adapted(module)
+        if not self.seen.matches(module):
             self.refresh(layer)
-        return self.off is None and not _has_adapters_a_row(layer.kv_b_proj)
+        return self.off is None and not (module._forward_pre_hooks and projection.is_adapted(module))
 
     def refresh(self, layer: Any) -> None:
         """Take over what kv_b_proj computes now; where that cannot be absorbed, say so and run expanded."""
@@ -119,7 +123,7 @@ class UnquantizedLayer(AbsorbedLayer, nn.Module):
         dims = [layer.qk_nope_head_dim, layer.v_head_dim]
         if self.merged is not None:
             weight = self.merged
-        elif projection.offload_of(layer.kv_b_proj):
+        elif projection.is_offloaded(layer.kv_b_proj):
             weight = projection.read(layer.kv_b_proj).weight
         else:
             weight = projection.local(layer.kv_b_proj.weight)
@@ -204,11 +208,6 @@ class Fp8Layer(AbsorbedLayer, AbsorbedWeights):
     def _save_to_state_dict(self, *_: Any) -> None: ...
 
     def _load_from_state_dict(self, *_: Any) -> None: ...
-
-
-def _has_adapters_a_row(module: Any) -> bool:
-    """PEFT hands `adapter_names` to its layers by hooks for the time of a forward: another adapter a sequence."""
-    return projection.is_adapted(module) and bool(module._forward_pre_hooks)
 
 
 def module_is_on_cuda(module: nn.Module) -> bool:

@@ -38,7 +38,8 @@ def is_adapted(module: Any) -> bool:
 
 def offload_hooks(module: nn.Module) -> list[nn.Module]:
     """The submodules whose weights accelerate keeps elsewhere."""
-    return [part for part in module.modules() if getattr(getattr(part, "_hf_hook", None), "offload", False)]
+    hooks = ((part, vars(part).get("_hf_hook")) for part in module.modules())
+    return [part for part, hook in hooks if hook is not None and getattr(hook, "offload", False)]
 
 
 @contextlib.contextmanager
@@ -177,52 +178,61 @@ def same_numbers(source: Source, w_uk: Tensor, w_uv: Tensor) -> bool:
 
 
 class Fingerprint:
-    """Tells whether what a module computes may have changed since, for some microseconds and without a look at values.
+    """Tells whether what a module computes may have changed since, for microseconds and without a look at values.
 
     Parameters are compared by identity, address and torch's count of writes. Writes through `.data`, and to tensors
     made under torch.inference_mode(), are not counted.
     """
 
     def __init__(self, module: Any = None) -> None:
-        self.seen = None if module is None else [(weakref.ref(t), *_state(t)) for t in _tensors(module)]
-        self.settings = None if module is None else _settings(module)
         self.module = None if module is None else weakref.ref(module)
+        self.settings = None if module is None else _settings(module)
+        self.places: list[tuple[dict[str, Any], str, Any, tuple[int, int]]] = []
+        if module is not None and not is_offloaded(module):  # else each forward puts new ones there
+            owners = [group for part in module.modules() for group in (part._parameters, part._buffers)]
+            self.places = [(owner, name, _ref(t), _state(t)) for owner in owners for name, t in owner.items()]
 
     def matches(self, module: Any) -> bool:
-        if self.seen is None or self.module is None or self.module() is not module:
+        if self.module is None or self.module() is not module or self.settings != _settings(module):
             return False
-        tensors = _tensors(module)
-        if self.settings != _settings(module) or len(tensors) != len(self.seen):
-            return False
-        pairs = zip(tensors, self.seen, strict=True)
-        return all(ref() is t and (address, writes) == _state(t) for t, (ref, address, writes) in pairs)
+        for owner, name, ref, state in self.places:
+            tensor = owner.get(name)
+            if tensor is not ref() or (tensor is not None and _state(tensor) != state):
+                return False
+        return True
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Fingerprint, ()  # a copy's parameters are others
 
 
-def _tensors(module: Any) -> list[Tensor]:
-    if offload_of(module):
-        return []
+def _ref(tensor: Tensor | None) -> Any:
+    return _none if tensor is None else weakref.ref(tensor)
+
+
+def _none() -> None:
+    return None
+
+
+def _state(tensor: Any) -> tuple[int, int]:
+    """Address and count of writes; of a DTensor those of its part."""
+    if tensor is None:
+        return 0, 0
+    if type(tensor) not in (nn.Parameter, Tensor):
+        tensor = local(tensor)
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+
+
+def is_offloaded(module: Any) -> bool:
     if module._modules:
-        return [*module.parameters(), *module.buffers()]
-    return [t for group in (module._parameters, module._buffers) for t in group.values() if t is not None]
-
-
-def _state(tensor: Tensor) -> tuple[int, int]:
-    part = local(tensor)
-    return part.data_ptr(), 0 if part.is_inference() else part._version + (tensor._version if part is not tensor else 0)
-
-
-def offload_of(module: Any) -> bool:
-    return (
-        bool(offload_hooks(module)) if module._modules else getattr(getattr(module, "_hf_hook", None), "offload", False)
-    )
+        return bool(offload_hooks(module))
+    return "_hf_hook" in module.__dict__ and getattr(module._hf_hook, "offload", False)
 
 
 def _settings(module: Any) -> tuple[Any, ...]:
     """What else decides: whether offloaded, and which adapters are in use."""
     if not module._modules:
-        return (offload_of(module),)
-    names = ("active_adapters", "active_adapter", "disable_adapters", "merged_adapters", "scaling")
-    return (offload_of(module), *(repr(getattr(module, name, None)) for name in names))
+        return (is_offloaded(module),)
+    if not is_adapted(module):
+        return is_offloaded(module), repr(getattr(module, "active_adapters", None))
+    adapters = (module.disable_adapters, tuple(module.active_adapters), tuple(module.merged_adapters))
+    return is_offloaded(module), *adapters, tuple(getattr(module, "scaling", {}).items())
