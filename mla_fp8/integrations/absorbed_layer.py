@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mla_fp8.errors import require
 from mla_fp8.formats import ACTIVATIONS, E4M3
 from mla_fp8.integrations import projection
+from mla_fp8.integrations.fingerprint import Fingerprint
 from mla_fp8.ops import absorb_q, v_up
 from mla_fp8.weights import AbsorbedWeights
 from mla_fp8.weights.file import BUFFERS
@@ -30,11 +31,12 @@ class AbsorbedLayer:
     What it holds follows kv_b_proj: a `Fingerprint` tells, before every absorbed step, whether it may have changed.
     """
 
+    weights: str  # as `enable` takes it
     name: str  # of the layer
     activations: str  # of both products: "exact" or "fp8"
     prefill_threshold: int | None
     previous: str  # the attention implementation to go back to
-    seen: projection.Fingerprint
+    seen: Fingerprint
     off: str | None = None  # why it runs expanded, until kv_b_proj changes again
 
     def absorb(self, layer: Any, query: Tensor) -> Tensor:
@@ -79,14 +81,16 @@ class AbsorbedLayer:
             return  # moved away, and not yet back
         capturing = module_is_on_cuda(module) and torch.cuda.is_current_stream_capturing()
         require(not capturing, "enable", f"kv_b_proj of {self.name}", "not change before a capture", "a change")
-        try:
-            source = projection.read(module)
-            self.off = projection.why_not_computed(module, source)
-            if self.off is None:
-                self.take(layer, source)
-        except (ValueError, AttributeError) as error:
-            self.off = str(error)
-        self.seen = projection.Fingerprint(module)
+        self.off = projection.why_not_weight(layer, self.weights)
+        if self.off is None:
+            try:
+                source = projection.read(module)
+                self.off = projection.why_not_computed(module, source)
+                if self.off is None:
+                    self.take(layer, source)
+            except ValueError as error:
+                self.off = str(error)
+        self.seen = Fingerprint(module)
         if self.off is not None:
             warn_once(f"mla_fp8: {self.name}: kv_b_proj changed and runs expanded: {self.off}")
 
@@ -94,6 +98,7 @@ class AbsorbedLayer:
 class UnquantizedLayer(AbsorbedLayer, nn.Module):
     """Plain products with kv_b_proj's own weights, in their dtype; copied only where an adapter is merged."""
 
+    weights = "unquantized"
     merged: Tensor | None
 
     def __init__(self) -> None:
@@ -134,6 +139,7 @@ class UnquantizedLayer(AbsorbedLayer, nn.Module):
 class Fp8Layer(AbsorbedLayer, AbsorbedWeights):
     """The package's ops. A submodule of the layer, so that it moves with it, but never in a state_dict."""
 
+    weights = "fp8"
     from_checkpoint = False  # and not from the module, which may be rounded, or have no values
     is_fp8_module = False  # whose own forward would fetch a kernel
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from mla_fp8.integrations import projection
 from mla_fp8.integrations.absorbed_layer import Fp8Layer, UnquantizedLayer
+from mla_fp8.integrations.fingerprint import Fingerprint
 from mla_fp8.integrations.supported import WHERE
 from mla_fp8.weights.checkpoint import layers as layers_of
 from mla_fp8.weights.checkpoint import tensor_files
@@ -37,7 +38,7 @@ def make_states(
             state = state or Fp8Layer.of_source(layer, source)
         if adapted:
             notes[name] = f"kv_b_proj's adapters ({', '.join(module.active_adapters)}) are merged into what is absorbed"
-        state.name, state.seen, state.activations = name, projection.Fingerprint(module), activations
+        state.name, state.seen, state.activations = name, Fingerprint(module), activations
         states[name] = state
     return states, notes
 

@@ -2,14 +2,14 @@
 
 import contextlib
 import copy
-import weakref
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mla_fp8.formats import E4M3, GROUP, dequantize_blocks
+from mla_fp8.formats import ACTIVATIONS, E4M3, GROUP, dequantize_blocks
+from mla_fp8.weights.kv_b_proj import UNQUANTIZED
 
 SCALES = ("weight_scale_inv", "weight_scale")  # DeepSeek's name, and compressed-tensors' and ModelOpt's
 COMPUTES_TOLERANCE = 0.05  # 8-bit activations give 0.01 to 0.03, a dropped adapter or a wrong weight far more
@@ -40,6 +40,12 @@ def offload_hooks(module: nn.Module) -> list[nn.Module]:
     """The submodules whose weights accelerate keeps elsewhere."""
     hooks = ((part, vars(part).get("_hf_hook")) for part in module.modules())
     return [part for part, hook in hooks if hook is not None and getattr(hook, "offload", False)]
+
+
+def is_offloaded(module: Any) -> bool:
+    if module._modules:
+        return bool(offload_hooks(module))
+    return "_hf_hook" in module.__dict__ and getattr(module._hf_hook, "offload", False)
 
 
 @contextlib.contextmanager
@@ -163,76 +169,39 @@ def why_not_computed(module: Any, source: Source) -> str | None:
             part.training = training
     want = x.float() @ source.weight.float().mT
     off = ((got - want).norm() / want.norm().clamp(min=torch.finfo(torch.float32).tiny)).item()
-    rule = f"kv_b_proj ({type(module).__name__}) computes something else than its weight"
-    return None if not off > COMPUTES_TOLERANCE else f"{rule}: off by {off:.2g}"
+    reason = f"kv_b_proj ({type(module).__name__}) computes something else than its weight"
+    return None if off <= COMPUTES_TOLERANCE else reason
 
 
 def same_numbers(source: Source, w_uk: Tensor, w_uv: Tensor) -> bool:
-    """Whether W_UK [H, D, R] and W_UV [H, V, R] are what the source holds, as far as its dtype can tell."""
+    """Whether W_UK [H, D, R] and W_UV [H, V, R] are what the source holds, rounded to its dtype at once or by bf16."""
     weight, scale = source
     want = dequantize_blocks(weight[None], scale[None])[0] if scale is not None else weight
     held = torch.cat([w_uk, w_uv], dim=1).flatten(0, 1).to(want.device)
-    finfo = torch.finfo(want.dtype)
-    close = (want.float() - held).abs() <= held.abs() * finfo.eps + finfo.smallest_normal * finfo.eps
-    return bool(close.all())
+    return any(torch.equal(held.to(by).to(want.dtype), want) for by in (want.dtype, torch.bfloat16, torch.float16))
 
 
-class Fingerprint:
-    """Tells whether what a module computes may have changed since, for microseconds and without a look at values.
-
-    Parameters are compared by identity, address and torch's count of writes. Writes through `.data`, and to tensors
-    made under torch.inference_mode(), are not counted.
-    """
-
-    def __init__(self, module: Any = None) -> None:
-        self.module = None if module is None else weakref.ref(module)
-        self.settings = None if module is None else _settings(module)
-        self.places: list[tuple[dict[str, Any], str, Any, tuple[int, int]]] = []
-        if module is not None and not is_offloaded(module):  # else each forward puts new ones there
-            owners = [group for part in module.modules() for group in (part._parameters, part._buffers)]
-            self.places = [(owner, name, _ref(t), _state(t)) for owner in owners for name, t in owner.items()]
-
-    def matches(self, module: Any) -> bool:
-        if self.module is None or self.module() is not module or self.settings != _settings(module):
-            return False
-        for owner, name, ref, state in self.places:
-            tensor = owner.get(name)
-            if tensor is not ref() or (tensor is not None and _state(tensor) != state):
-                return False
-        return True
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Fingerprint, ()  # a copy's parameters are others
-
-
-def _ref(tensor: Tensor | None) -> Any:
-    return _none if tensor is None else weakref.ref(tensor)
-
-
-def _none() -> None:
+def why_not_weight(layer: Any, weights: str) -> str | None:
+    """The reason for which kv_b_proj's own weight cannot be absorbed, by what can be told without its values."""
+    module = base(layer.kv_b_proj)
+    if getattr(module, "bias", None) is not None:
+        return "kv_b_proj has a bias"
+    whole = getattr(module, "weight", None)
+    if not isinstance(whole, Tensor):
+        return f"kv_b_proj ({type(module).__name__}) has no .weight, but packed numbers"
+    weight = local(whole)
+    if weight.is_meta and not offload_hooks(layer.kv_b_proj):
+        return "kv_b_proj.weight is on meta, without values"
+    if type(weight.data) is not Tensor:
+        return f"kv_b_proj.weight is no plain tensor, but {type(weight.data).__name__}"
+    taken = UNQUANTIZED if weights == "unquantized" else (*ACTIVATIONS, E4M3)
+    if weight.dtype not in taken:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in taken)
+        return f"kv_b_proj.weight is {weight.dtype}; weights={weights!r} takes {names}"
+    rows, lora = layer.qk_nope_head_dim + layer.v_head_dim, layer.kv_lora_rank
+    if weight.dim() != 2 or weight.shape[1] != lora or weight.shape[0] % rows:
+        return f"kv_b_proj.weight is {list(weight.shape)}, not [H * {rows}, {lora}]"
+    if weight.dtype == E4M3 and scale_of(module, weight) is None:
+        found = {n: list(t.shape) for n in SCALES if (t := getattr(module, n, None)) is not None}
+        return f"kv_b_proj is float8_e4m3fn without one scale a {GROUP}x{GROUP} block, but {found or 'none'}"
     return None
-
-
-def _state(tensor: Any) -> tuple[int, int]:
-    """Address and count of writes; of a DTensor those of its part."""
-    if tensor is None:
-        return 0, 0
-    if type(tensor) not in (nn.Parameter, Tensor):
-        tensor = local(tensor)
-    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
-
-
-def is_offloaded(module: Any) -> bool:
-    if module._modules:
-        return bool(offload_hooks(module))
-    return "_hf_hook" in module.__dict__ and getattr(module._hf_hook, "offload", False)
-
-
-def _settings(module: Any) -> tuple[Any, ...]:
-    """What else decides: whether offloaded, and which adapters are in use."""
-    if not module._modules:
-        return (is_offloaded(module),)
-    if not is_adapted(module):
-        return is_offloaded(module), repr(getattr(module, "active_adapters", None))
-    adapters = (module.disable_adapters, tuple(module.active_adapters), tuple(module.merged_adapters))
-    return is_offloaded(module), *adapters, tuple(getattr(module, "scaling", {}).items())

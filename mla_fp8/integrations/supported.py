@@ -3,15 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from mla_fp8 import devices
 from mla_fp8.errors import require
-from mla_fp8.formats import ACTIVATIONS, E4M3, GROUP, MAX_EXTENT, MAX_PE, PE_STEP
+from mla_fp8.formats import GROUP, MAX_EXTENT, MAX_PE, PE_STEP
 from mla_fp8.integrations import projection
 from mla_fp8.integrations.absorbed_layer import DIMS
 from mla_fp8.integrations.summary import refusal
-from mla_fp8.weights.kv_b_proj import UNQUANTIZED, require_head_dim
+from mla_fp8.weights.kv_b_proj import require_head_dim
 
 NAME = "mla_fp8"  # of the attention, and of the attribute that an enabled layer has
 WHERE = "enable"
@@ -54,30 +54,7 @@ def why_not(layer: Any, weights: str, *, from_checkpoint: bool = False, fsdp: bo
         return reason
     if from_checkpoint and not projection.is_adapted(layer.kv_b_proj):
         return None
-    return why_not_weight(layer, weight, weights)
-
-
-def why_not_weight(layer: Any, weight: Any, weights: str) -> str | None:
-    """The same of kv_b_proj's own weight, which a checkpoint makes superfluous."""
-    module = projection.base(layer.kv_b_proj)
-    if not isinstance(weight, Tensor):
-        return f"kv_b_proj ({type(module).__name__}) has no .weight, but packed numbers"
-    weight = projection.local(weight)
-    if weight.is_meta and not projection.offload_hooks(layer.kv_b_proj):
-        return "kv_b_proj.weight is on meta, without values"
-    if type(weight.data) is not Tensor:
-        return f"kv_b_proj.weight is no plain tensor, but {type(weight.data).__name__}"
-    taken = UNQUANTIZED if weights == "unquantized" else (*ACTIVATIONS, E4M3)
-    if weight.dtype not in taken:
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in taken)
-        return f"kv_b_proj.weight is {weight.dtype}; weights={weights!r} takes {names}"
-    rows, lora = layer.qk_nope_head_dim + layer.v_head_dim, layer.kv_lora_rank
-    if weight.dim() != 2 or weight.shape[1] != lora or weight.shape[0] % rows:
-        return f"kv_b_proj.weight is {list(weight.shape)}, not [H * {rows}, {lora}]"
-    if weight.dtype == E4M3 and projection.scale_of(module, weight) is None:
-        found = {n: list(t.shape) for n in projection.SCALES if (t := getattr(module, n, None)) is not None}
-        return f"kv_b_proj is float8_e4m3fn without one scale a {GROUP}x{GROUP} block, but {found or 'none'}"
-    return None
+    return projection.why_not_weight(layer, weights)
 
 
 def why_not_dims(layer: Any) -> str | None:

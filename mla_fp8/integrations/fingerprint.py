@@ -1,0 +1,63 @@
+"""Whether a module may compute something else than when it was last looked at."""
+
+import weakref
+from typing import Any
+
+from torch import Tensor, nn
+
+from mla_fp8.integrations import projection
+
+
+class Fingerprint:
+    """Tells whether what a module computes may have changed since, for microseconds and without a look at values.
+
+    Parameters are compared by identity, address and torch's count of writes. Writes through `.data`, and to tensors
+    made under torch.inference_mode(), are not counted.
+    """
+
+    def __init__(self, module: Any = None) -> None:
+        self.module = None if module is None else weakref.ref(module)
+        self.settings = None if module is None else _settings(module)
+        self.places: list[tuple[dict[str, Any], str, Any, tuple[int, int]]] = []
+        if module is not None and not projection.is_offloaded(module):  # else each forward puts new ones there
+            owners = [group for part in module.modules() for group in (part._parameters, part._buffers)]
+            self.places = [(owner, name, _ref(t), _state(t)) for owner in owners for name, t in owner.items()]
+
+    def matches(self, module: Any) -> bool:
+        if self.module is None or self.module() is not module or self.settings != _settings(module):
+            return False
+        for owner, name, ref, state in self.places:
+            tensor = owner.get(name)
+            if tensor is not ref() or (tensor is not None and _state(tensor) != state):
+                return False
+        return True
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Fingerprint, ()  # a copy's parameters are others
+
+
+def _ref(tensor: Tensor | None) -> Any:
+    return _none if tensor is None else weakref.ref(tensor)
+
+
+def _none() -> None:
+    return None
+
+
+def _state(tensor: Any) -> tuple[int, int]:
+    """Address and count of writes; of a DTensor those of its part."""
+    if tensor is None:
+        return 0, 0
+    if type(tensor) not in (nn.Parameter, Tensor):
+        tensor = projection.local(tensor)
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+
+
+def _settings(module: Any) -> tuple[Any, ...]:
+    """What else decides: whether offloaded, and which adapters are in use."""
+    if not module._modules:
+        return (projection.is_offloaded(module),)
+    if not projection.is_adapted(module):
+        return projection.is_offloaded(module), repr(getattr(module, "active_adapters", None))
+    adapters = (module.disable_adapters, tuple(module.active_adapters), tuple(module.merged_adapters))
+    return projection.is_offloaded(module), *adapters, tuple(getattr(module, "scaling", {}).items())
