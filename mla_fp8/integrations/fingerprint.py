@@ -45,12 +45,14 @@ def _none() -> None:
 
 
 def _state(tensor: Any) -> tuple[int, int]:
-    """Address and count of writes; of a DTensor those of its part."""
+    """Address and count of writes; of a DTensor the address of its part, and the writes to either."""
     if tensor is None:
         return 0, 0
-    if type(tensor) not in (nn.Parameter, Tensor):
+    writes = 0 if tensor.is_inference() else tensor._version
+    if type(tensor) not in (nn.Parameter, Tensor) and projection.is_dtensor(tensor):
         tensor = projection.local(tensor)
-    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+        writes += 0 if tensor.is_inference() else tensor._version
+    return tensor.data_ptr(), writes
 
 
 def _settings(module: Any) -> tuple[Any, ...]:
