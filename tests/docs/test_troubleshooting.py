@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import fake_sglang
+import mla_models as models
 import pytest
 import torch
 from block_weights import make
@@ -19,7 +20,7 @@ from test_weights_spellings import HEADS, REFUSED
 import mla_fp8
 from mla_fp8 import AbsorbedWeights, BlockFp8Weight, jit
 from mla_fp8 import config as tiles_config
-from mla_fp8.integrations import sglang
+from mla_fp8.integrations import sglang, transformers
 from mla_fp8.weights import uses
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,6 +107,25 @@ def raised_by_a_block_weight(rng):
         yield str(raised.value)
 
 
+def raised_by_enable(directory):
+    def refused(family="DeepseekV3", change=lambda layer: None, **options):
+        model = models.build(family).bfloat16()
+        for layer in models.attentions(model):
+            change(layer)
+        return said_by(lambda: transformers.enable(model, **options))
+
+    models.quantize_kv_b_proj(models.build(num_hidden_layers=1), directory)
+    yield refused("Llama")
+    yield refused(change=lambda layer: setattr(layer, "v_head_dim", 64))
+    yield refused(change=lambda layer: setattr(layer, "indexer", None))
+    yield refused(change=lambda layer: setattr(layer, "kv_b_proj", torch.nn.Module()))
+    yield refused(change=lambda layer: layer.kv_b_proj.to("meta"))
+    yield refused(change=lambda layer: layer.kv_b_proj.float())
+    yield refused(change=lambda layer: layer.kv_b_proj.register_forward_hook(lambda *given: -given[-1]))
+    yield refused(change=lambda layer: setattr(layer.config, "_output_attentions", True))
+    yield refused(checkpoint=directory)
+
+
 def load(engine, rng, damaged):
     model = engine.model(rng, layers=2)
     for i in damaged:
@@ -140,6 +160,7 @@ def provoked(rng, tmp_path, monkeypatch, caplog):
         *raised_by_ops(rng),
         *raised_by_weights(rng, tmp_path / "m"),
         *raised_by_a_block_weight(rng),
+        *raised_by_enable(tmp_path / "enable"),
         *logged(monkeypatch, caplog),
     ]
 
