@@ -25,6 +25,9 @@ DIMS = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 ABSORBED_COST = {"cpu": 1.5, "cuda": 2.0}
 
 
+AGAIN = "disable, and enable with the new checkpoint for its own blocks"
+
+
 class AbsorbedLayer:
     """The interface that attention sees; `layer` is the attention module, with transformers' attribute names.
 
@@ -175,8 +178,8 @@ class Fp8Layer(AbsorbedLayer, AbsorbedWeights):
         if self.from_checkpoint:
             if projection.same_numbers(source, *self.dequantize()):
                 return
-            said = "quantized from the module; disable and enable with the new checkpoint for its own blocks"
-            warn_once(f"mla_fp8: kv_b_proj of {self.name} is no longer that of enable(checkpoint=...): {said}")
+            changed = "mla_fp8: kv_b_proj is no longer that of enable(checkpoint=...)"
+            warn_once(f"{changed}: its layers are quantized from the module; {AGAIN}")
         fresh = type(self).of_source(layer, source)
         self.from_checkpoint, self.is_fp8_module = False, fresh.is_fp8_module
         self.to(source.weight.device)

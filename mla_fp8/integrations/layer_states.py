@@ -11,6 +11,8 @@ from mla_fp8.weights.checkpoint import layers as layers_of
 from mla_fp8.weights.checkpoint import tensor_files
 from mla_fp8.weights.names import find_kv_b_proj
 
+CUT = "must be one that can be cut or quantized"
+
 
 def make_states(
     layers: dict[str, Any], skipped: dict[str, str], activations: str, weights: str, checkpoint: str | Path | None
@@ -34,8 +36,10 @@ def make_states(
             if reason is not None:
                 skipped[name] = reason
                 continue
-            state = UnquantizedLayer.of_source(layer, source) if weights == "unquantized" else None
-            state = state or Fp8Layer.of_source(layer, source)
+            try:
+                state = (UnquantizedLayer if weights == "unquantized" else Fp8Layer).of_source(layer, source)
+            except ValueError as error:
+                raise ValueError(f"{WHERE}: kv_b_proj of {name} {CUT}, got {error}") from error
         if adapted:
             notes[name] = f"kv_b_proj's adapters ({', '.join(module.active_adapters)}) are merged into what is absorbed"
         state.name, state.seen, state.activations = name, Fingerprint(module), activations

@@ -187,31 +187,17 @@ def test_a_checkpoint_needs_no_values(tmp_path, inputs, change):
         assert layer.mla_fp8.from_checkpoint
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["weight_scale_inv", "weight_scale"])
-@pytest.mark.parametrize("one", [False, True], ids=["blocks", "per_tensor"])
-def test_a_module_in_fp8_keeps_its_numbers(name, dtype, one):
-    """As FP8Linear, compressed-tensors and ModelOpt hold them in memory."""
+def test_a_weight_that_cannot_be_quantized_is_named():
     model = models.build(**models.DENSE).bfloat16()
-    for layer in models.attentions(model):
-        linear = nn.Linear(512, models.HEADS * 256, bias=False)
-        linear.weight = nn.Parameter(linear.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
-        scale = torch.rand(1 if one else (models.HEADS * 2, 4)).add(0.5).to(dtype)
-        setattr(linear, name, nn.Parameter(scale, requires_grad=False))
-        layer.kv_b_proj = linear
-    enable(model)
-    for layer in models.attentions(model):
-        w_uk, w_uv = layer.mla_fp8.dequantize()
-        scale = getattr(layer.kv_b_proj, name).float()
-        whole = scale if one else scale.repeat_interleave(128, 0).repeat_interleave(128, 1)
-        want = layer.kv_b_proj.weight.float() * whole
-        assert torch.equal(torch.cat([w_uk, w_uv], 1).flatten(0, 1), want)
-
-
-def test_a_module_in_fp8_with_other_scales_is_refused_by_their_shape():
-    model = models.build(**models.DENSE).bfloat16()
-    for layer in models.attentions(model):
-        layer.kv_b_proj.weight.data = layer.kv_b_proj.weight.data.to(torch.float8_e4m3fn)
-        layer.kv_b_proj.weight_scale = torch.ones(models.HEADS * 256, 1)
-    with pytest.raises(ValueError, match=r"without one scale a 128x128 block, but \{'weight_scale': \[1024, 1\]\}"):
+    models.attentions(model)[1].kv_b_proj.weight.data[3, 5] = float("nan")
+    with pytest.raises(ValueError, match=r"kv_b_proj of model.layers.1.self_attn must be .*, got from_bf16: .*finite"):
         enable(model)
+
+
+@each_way
+def test_an_adapter_on_an_offloaded_model_is_merged(inputs, weights):
+    accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
+    exact, model = with_adapters()
+    accelerate.cpu_offload(model, execution_device="cpu")
+    enable(model, weights=weights, prefill_threshold=ALL_ABSORBED)
+    assert relative_error(models.logits(model, inputs), models.logits(exact, inputs)) < WAYS[weights]

@@ -144,9 +144,10 @@ def test_a_followed_checkpoint_writes_to_no_file_or_tensor_of_others(tmp_path, i
     model, files = model.bfloat16(), {p: p.read_bytes() for p in tmp_path.iterdir()}
     enable(model, checkpoint=tmp_path, prefill_threshold=ALL_ABSORBED)
     with pytest.warns(
-        UserWarning, match=r"layers.0.self_attn is no longer that of enable\(checkpoint=...\): quantized"
-    ):
+        UserWarning, match=r"no longer that of enable\(checkpoint=...\): its layers are quantized"
+    ) as said:
         model.load_state_dict(new_weights())
+    assert len(said) == 1  # and not one a layer
     exact = models.build(**models.DENSE)
     exact.load_state_dict({name: weight.float() for name, weight in model.state_dict().items()})
     assert relative_error(models.logits(model, inputs), models.logits(exact, inputs)) < FP8_LOGITS
