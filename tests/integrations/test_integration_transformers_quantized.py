@@ -46,7 +46,7 @@ def test_a_module_in_fp8_with_other_scales_is_refused_by_their_shape():
         enable(model)
 
 
-# compressed-tensors' words for weights, the bound of their own rounding to 8 bits and whether FP8 is kept as it is.
+# compressed-tensors' words for weights.
 FORMATS = {
     "block": {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [128, 128]},
     "tensor": {"num_bits": 8, "type": "float", "strategy": "tensor"},
