@@ -72,7 +72,7 @@ class AbsorbedLayer:
         """
         module = layer._modules["kv_b_proj"]
         if torch.compiler.is_compiling():  # nothing is read here; an adapter may be switched without a write
-            return self.off is None and not projection.is_adapted(module)
+            return self.off is None and not projection.is_switched(module)
         if not self.seen.matches(module):
             self.refresh(layer)
         return self.off is None and not (module._forward_pre_hooks and projection.is_adapted(module))

@@ -56,10 +56,12 @@ def _state(tensor: Any) -> tuple[int, int]:
 
 
 def _settings(module: Any) -> tuple[Any, ...]:
-    """What else decides: whether offloaded, and which adapters are in use."""
-    if not module._modules:
-        return (projection.is_offloaded(module),)
+    """What else decides: whether offloaded, and which of PEFT's adapters or modules_to_save are in use."""
+    offloaded = projection.is_offloaded(module)
+    if not module._modules or not projection.is_switched(module):
+        return (offloaded,)
     if not projection.is_adapted(module):
-        return projection.is_offloaded(module), repr(getattr(module, "active_adapters", None))
-    adapters = (module.disable_adapters, tuple(module.active_adapters), tuple(module.merged_adapters))
-    return projection.is_offloaded(module), *adapters, tuple(getattr(module, "scaling", {}).items())
+        return offloaded, module.disable_adapters, tuple(module.active_adapters)
+    scaling = getattr(module, "scaling", None)
+    scales = tuple(scaling.items()) if isinstance(scaling, dict) else scaling
+    return offloaded, module.disable_adapters, tuple(module.active_adapters), tuple(module.merged_adapters), scales

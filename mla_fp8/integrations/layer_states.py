@@ -55,5 +55,7 @@ def checkpoint_name(tensors: list[str], name: str, layer: Any) -> str:
 
 
 def tensor_names(checkpoint: str | Path) -> list[str]:
+    """Those of kv_b_proj where there are any, of some hundred thousand."""
     layers_of(checkpoint)  # says what is wrong with a directory
-    return list(tensor_files(Path(checkpoint)))
+    names = list(tensor_files(Path(checkpoint)))
+    return [name for name in names if ".kv_b_proj." in name] or names

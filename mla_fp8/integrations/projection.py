@@ -32,6 +32,11 @@ def base(module: Any) -> Any:
     return module.get_base_layer() if is_adapted(module) else module
 
 
+def is_switched(module: Any) -> bool:
+    """PEFT may switch what it computes without a write: an adapter's layer, or another weight (modules_to_save)."""
+    return hasattr(module, "disable_adapters")
+
+
 def is_adapted(module: Any) -> bool:
     return hasattr(module, "merged_adapters") and hasattr(module, "get_base_layer")
 

@@ -67,10 +67,10 @@ def enable(
             own weights in the model's dtype: nothing in FP8, no dims ruled out, no memory; the plumbing, to compare
             with.
         checkpoint: directory of the FP8 checkpoint in DeepSeek's format that the model was loaded from: its FP8 blocks
-            are read as they are, whatever prefix its names have; kv_b_proj's own values are not needed (on meta,
-            packed, offloaded). None: what kv_b_proj computes, as it is where that is FP8 with a scale a 128x128 block,
-            else quantized in such blocks, with loss. A layer with an adapter on kv_b_proj always is: the adapter is
-            merged into what is absorbed.
+            are read as they are (numbers of 16 bits are quantized), whatever prefix its names have; kv_b_proj's own
+            values are not needed (on meta, packed, offloaded). None: what kv_b_proj computes, as it is where that is
+            FP8 with a scale a 128x128 block, else quantized in such blocks, with loss. A layer with an adapter on
+            kv_b_proj always is: the adapter is merged into what is absorbed.
         prefill_threshold: a forward of at least this many tokens a sequence runs expanded; 1: every one. None: those
             cheaper so, by a count of multiplications: with the published dims all that fill an empty cache, and
             from 47, 78, 94 or 99 tokens on those that follow on a cache of 128, 512, 2048 or 8192 (on a GPU from 34,

@@ -1,4 +1,4 @@
-"""enable() takes what kv_b_proj computes, not what its `.weight` says: adapters, packed and offloaded weights."""
+"""enable() takes what kv_b_proj computes, not what its `.weight` says: packed numbers, hooks, values not there."""
 
 import copy
 import re
@@ -6,6 +6,7 @@ import re
 import mla_models as models
 import pytest
 import torch
+from checkpoints import config, write_checkpoint
 from test_integration_transformers import ALL_ABSORBED, BF16_LOGITS, FP8_LOGITS, relative_error
 from torch import nn
 
@@ -24,87 +25,6 @@ def fresh_warnings():
 @pytest.fixture
 def inputs():
     return models.prompt()
-
-
-def with_adapters(**options):
-    """A PEFT model in fp32, adapters "default" and "other" on kv_b_proj, and its copy in bf16."""
-    peft = pytest.importorskip("peft", reason="peft is not installed")
-    config = peft.LoraConfig(r=8, lora_alpha=64, target_modules=["kv_b_proj"], init_lora_weights=False, **options)
-    torch.manual_seed(3)
-    model = peft.get_peft_model(models.build(**models.DENSE).bfloat16(), config)
-    model.add_adapter("other", config)
-    model = model.eval()
-    return copy.deepcopy(model).float(), model
-
-
-def switch_off(model):
-    model.base_model.disable_adapter_layers()
-
-
-def switch_over(model):
-    model.set_adapter("other")
-
-
-def merge(model):
-    model.merge_adapter()
-
-
-def scale(model):
-    for module in model.modules():
-        if hasattr(module, "merged_adapters"):
-            module.scale_layer(0.5)
-
-
-@each_way
-@pytest.mark.parametrize("dora", [False, True])
-def test_enable_merges_an_adapter(inputs, monkeypatch, weights, dora):
-    exact, model = with_adapters(use_dora=dora)
-    want = models.logits(exact, inputs)
-    with exact.disable_adapter():
-        assert relative_error(models.logits(exact, inputs), want) > 5 * FP8_LOGITS
-    summary = enable(model, weights=weights, prefill_threshold=ALL_ABSORBED)
-    assert len(summary.enabled) == models.LAYERS and "adapters (default) are merged" in str(summary)
-    with models.absorbed_calls(monkeypatch) as calls:
-        assert relative_error(models.logits(model, inputs), want) < WAYS[weights]
-    assert len(calls) == models.LAYERS
-
-
-@each_way
-@pytest.mark.parametrize("change", [switch_off, switch_over, merge, scale])
-def test_enabled_layers_follow_their_adapters(inputs, monkeypatch, weights, change):
-    exact, model = with_adapters()
-    enable(model, weights=weights, prefill_threshold=ALL_ABSORBED)
-    before = models.logits(model, inputs)
-    for m in (exact, model):
-        change(m)
-    want = models.logits(exact, inputs)
-    with models.absorbed_calls(monkeypatch) as calls:
-        got = models.logits(model, inputs)
-    assert relative_error(got, want) < WAYS[weights] and len(calls) == models.LAYERS
-    assert (relative_error(before, want) > 5 * FP8_LOGITS) == (change is not merge)
-
-
-def test_an_adapter_a_sequence_runs_expanded(inputs, monkeypatch):
-    _, model = with_adapters()
-    names = ["default", "other", "__base__"]
-    with torch.no_grad():
-        want = model(**inputs, adapter_names=names).logits
-        enable(model, prefill_threshold=ALL_ABSORBED)
-        with models.absorbed_calls(monkeypatch) as calls:
-            assert torch.equal(model(**inputs, adapter_names=names).logits, want)
-    assert calls == []
-
-
-@each_way
-def test_an_adapter_after_enable_is_merged(inputs, weights):
-    peft = pytest.importorskip("peft", reason="peft is not installed")
-    model = models.build(**models.DENSE).bfloat16()
-    enable(model, weights=weights, prefill_threshold=ALL_ABSORBED)
-    config = peft.LoraConfig(r=8, lora_alpha=64, target_modules=["kv_b_proj"], init_lora_weights=False)
-    model = peft.get_peft_model(model, config).eval()
-    exact = copy.deepcopy(model)
-    disable(exact)
-    assert relative_error(models.logits(model, inputs), models.logits(exact.float(), inputs)) < WAYS[weights]
 
 
 class Packed(nn.Module):
@@ -187,17 +107,24 @@ def test_a_checkpoint_needs_no_values(tmp_path, inputs, change):
         assert layer.mla_fp8.from_checkpoint
 
 
+def test_a_checkpoint_of_16_bits_is_quantized(tmp_path):
+    """As Kimi-K2.5's kv_b_proj is, and MTP layers of checkpoints otherwise in FP8."""
+    model = models.build(**models.DENSE).bfloat16()
+    weights = {name: w for name, w in model.state_dict().items() if "kv_b_proj" in name}
+    write_checkpoint(tmp_path, weights, config(heads=models.HEADS))
+    enable(model)
+    want = [layer.mla_fp8.dequantize() for layer in models.attentions(model)]
+    disable(model)
+    for layer in models.attentions(model):
+        layer.kv_b_proj = meta(layer.kv_b_proj)
+    enable(model, checkpoint=tmp_path)
+    for layer, (w_uk, w_uv) in zip(models.attentions(model), want, strict=True):
+        got_uk, got_uv = layer.mla_fp8.dequantize()
+        assert torch.equal(got_uk, w_uk) and torch.equal(got_uv, w_uv)
+
+
 def test_a_weight_that_cannot_be_quantized_is_named():
     model = models.build(**models.DENSE).bfloat16()
     models.attentions(model)[1].kv_b_proj.weight.data[3, 5] = float("nan")
     with pytest.raises(ValueError, match=r"kv_b_proj of model.layers.1.self_attn must be .*, got from_bf16: .*finite"):
         enable(model)
-
-
-@each_way
-def test_an_adapter_on_an_offloaded_model_is_merged(inputs, weights):
-    accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
-    exact, model = with_adapters()
-    accelerate.cpu_offload(model, execution_device="cpu")
-    enable(model, weights=weights, prefill_threshold=ALL_ABSORBED)
-    assert relative_error(models.logits(model, inputs), models.logits(exact, inputs)) < WAYS[weights]
