@@ -102,7 +102,9 @@ def rounding(model: Any, weights: Rounding, activations: Rounding, dtype: torch.
     model = absorbed(copy.deepcopy(model).to(dtype))
     for layer, source in zip(attentions(model), exact, strict=True):
         state = RoundedLayer()
-        state.prefill_threshold, state.previous = ALWAYS, getattr(layer, NAME).previous
+        plain = getattr(layer, NAME)
+        state.prefill_threshold, state.previous = ALWAYS, plain.previous
+        state.name, state.seen = plain.name, plain.seen
         state.w_uk, state.w_uv = state.heads(source)
         state.rounded = activations
         setattr(layer, NAME, state)

@@ -101,7 +101,7 @@ def test_vllm_reload_by_small_steps_is_taken(layer, same, rng):
 BROKEN = "mla_fp8 failed: RuntimeError('no such luck')"
 
 
-@pytest.mark.parametrize("step", [1.001, 3.0])
+@pytest.mark.parametrize("step", [1.03, 3.0])  # less would leave vLLM's own bits, if it rounds to e4m3 once more
 def test_vllm_reload_whose_blocks_cannot_be_read_is_quantized_from_vllms(monkeypatch, layer, same, log, step):
     def broken(*arguments, **options):
         raise RuntimeError("no such luck")
