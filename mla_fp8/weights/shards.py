@@ -58,7 +58,8 @@ def tensor_files(root: Path) -> dict[str, Path]:
     weight_map: Any = read_json(root / INDEX_FILE).get("weight_map")
     ok = isinstance(weight_map, dict) and all(isinstance(shard, str) for shard in weight_map.values())
     require(ok, WHERE, "weight_map", "map tensor names to file names", type(weight_map).__name__)
-    return {tensor: root / shard for tensor, shard in weight_map.items()}
+    paths = {shard: root / shard for shard in set(weight_map.values())}  # DeepSeek-V3's index: 91,000 names, 163 files
+    return {tensor: paths[shard] for tensor, shard in weight_map.items()}
 
 
 def header(files: dict[str, Path], name: str) -> Header:
