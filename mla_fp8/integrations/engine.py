@@ -16,11 +16,11 @@ from mla_fp8 import devices
 from mla_fp8.formats import E4M3, GROUP
 from mla_fp8.weights import AbsorbedWeights, BlockFp8Weight
 from mla_fp8.weights.block_parts import numbers
+from mla_fp8.weights.kv_b_proj import SCALE_NAMES
 
 # Relative error (L2) of a head of the engine's 16-bit weight from ours. Rounding to e4m3 once more, as an engine does
 # that turns scales into powers of two, is 2.6e-2 for normal data; numbers of another head or layout are above 1.
 MOST_DIFFERENCE = 0.05
-SCALES = ("weight_scale_inv", "weight_scale")  # what engines call the block scales
 
 
 class StepAside(Exception):  # noqa: N818  (no error: the layer stays as the engine made it)
@@ -48,7 +48,7 @@ def read_blocks(
     """Cut kv_b_proj's FP8 blocks, as the checkpoint has them.
 
     Args:
-        projection: holds `weight` [H*(D+V), R], and its block scales by one of the names in SCALES.
+        projection: holds `weight` [H*(D+V), R], and its block scales by one of the names in SCALE_NAMES.
         dims: H, D, V and R.
         quantize: take a weight of 16 or 32 bits too, with loss (`AbsorbedWeights.from_bf16`).
         copy_w_uv: False: w_uv is a view of kv_b_proj's weight, for an engine that leaves that as it is.
@@ -95,7 +95,7 @@ def quantized(weight: Tensor, dims: LayerDims) -> AbsorbedWeights:
 def block_scale(projection: nn.Module, weight: Tensor) -> Tensor:
     """Kv_b_proj's scales, one a 128x128 block."""
     expected = [-(-extent // GROUP) for extent in weight.shape]
-    found = {name: getattr(projection, name, None) for name in SCALES}
+    found = {name: getattr(projection, name, None) for name in SCALE_NAMES}
     for scale in found.values():
         if isinstance(scale, Tensor) and list(scale.shape) == expected and scale.is_floating_point():
             return scale.detach().float()

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mla_fp8.formats import ACTIVATIONS, E4M3, GROUP, dequantize_blocks
-from mla_fp8.weights.kv_b_proj import UNQUANTIZED
+from mla_fp8.weights.kv_b_proj import SCALE_NAMES, UNQUANTIZED
 
-SCALES = ("weight_scale_inv", "weight_scale")  # DeepSeek's name, and compressed-tensors' and ModelOpt's
 COMPUTES_TOLERANCE = 0.05  # 8-bit activations give 0.01 to 0.03, a dropped adapter or a wrong weight far more
 PROBES = 4  # rows
 
@@ -111,7 +110,7 @@ def why_not_sharded(weight: Any) -> str | None:
 
 def scale_of(module: Any, weight: Tensor) -> Tensor | None:
     """Scales of a module in FP8, one a block in fp32; None where it has no such."""
-    found: Any = next((value for name in SCALES if (value := getattr(module, name, None)) is not None), None)
+    found: Any = next((value for name in SCALE_NAMES if (value := getattr(module, name, None)) is not None), None)
     if found is None:
         return None
     blocks = [extent // GROUP for extent in weight.shape]
@@ -208,6 +207,6 @@ def why_not_weight(layer: Any, weights: str) -> str | None:
     if weight.dim() != 2 or weight.shape[1] != lora or weight.shape[0] % rows:
         return f"kv_b_proj.weight is {list(weight.shape)}, not [H * {rows}, {lora}]"
     if weight.dtype == E4M3 and scale_of(module, weight) is None:
-        found = {n: list(t.shape) for n in SCALES if (t := getattr(module, n, None)) is not None}
+        found = {n: list(t.shape) for n in SCALE_NAMES if (t := getattr(module, n, None)) is not None}
         return f"kv_b_proj is float8_e4m3fn without one scale a {GROUP}x{GROUP} block, but {found or 'none'}"
     return None

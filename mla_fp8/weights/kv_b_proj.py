@@ -12,6 +12,8 @@ from mla_fp8.weights.ambient import plain_tensors
 
 UNQUANTIZED = (torch.bfloat16, torch.float16, torch.float32)
 FLOAT_SCALES = (torch.float32, torch.bfloat16, torch.float16)  # fp32 holds them all
+# DeepSeek's name; that of compressed-tensors (FP8_BLOCK) and ModelOpt (FP8_PB_WO). Both multiply.
+SCALE_NAMES = ("weight_scale_inv", "weight_scale")
 SCALE_DTYPES = "be float32, bfloat16, float16, float8_e8m0fnu, or uint8 exponents with scale_fmt 'ue8m0'"
 SCALE = "weight_scale_inv"
 E8M0_ZERO_BITS = 0x0040_0000  # exponent code 0 is 2^-127, a subnormal of fp32

@@ -8,11 +8,9 @@ from torch import Tensor
 
 from mla_fp8.errors import require
 from mla_fp8.formats import GROUP
-from mla_fp8.weights.kv_b_proj import SCALE_DTYPES, decode_scale, same_numbers
+from mla_fp8.weights.kv_b_proj import SCALE_DTYPES, SCALE_NAMES, decode_scale, same_numbers
 from mla_fp8.weights.shards import WHERE, Header, header, read_rows
 
-# DeepSeek's name; that of compressed-tensors (FP8_BLOCK) and ModelOpt (FP8_PB_WO). Both multiply.
-NAMES = ("weight_scale_inv", "weight_scale")
 ZERO_POINT = "weight_zero_point"
 COMPRESSED_TENSORS = "compressed-tensors"
 FLOATS = ("BF16", "F16", "F32")
@@ -35,11 +33,11 @@ def find_scale(
 ) -> str:
     """The name of the scales beside `base`.weight, [rows/128, columns/128] once; refuses other kinds by name."""
     _require_blocks(quantization)
-    there = [name for name in (f"{base}.{end}" for end in NAMES) if name in files]
+    there = [name for name in (f"{base}.{end}" for end in SCALE_NAMES) if name in files]
     beside = sorted(name for name in files if name.startswith(base + ".") and name != f"{base}.weight")
     got = ", ".join(f"{name} {header(files, name)}" for name in beside) or "no such tensor"
     rule = f"be in the checkpoint beside {base}.weight of type {weight.kind}"
-    require(bool(there), WHERE, f"{base}.{NAMES[0]} or .{NAMES[1]}", rule, got)
+    require(bool(there), WHERE, f"{base}.{SCALE_NAMES[0]} or .{SCALE_NAMES[1]}", rule, got)
     zero = f"{base}.{ZERO_POINT}"
     if zero in files:  # which a symmetric quantizer may have written all the same
         require(not read_rows(files, zero).float().any(), WHERE, zero, "be 0, for value * scale is the weight", got)
