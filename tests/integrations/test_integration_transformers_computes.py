@@ -10,21 +10,10 @@ from checkpoints import config, write_checkpoint
 from test_integration_transformers import ALL_ABSORBED, BF16_LOGITS, FP8_LOGITS, relative_error
 from torch import nn
 
-from mla_fp8.integrations import absorbed_layer
 from mla_fp8.integrations.transformers import disable, enable
 
 WAYS = {"fp8": FP8_LOGITS, "unquantized": BF16_LOGITS}  # quantizing a weight makes the noise of quantizing activations
 each_way = pytest.mark.parametrize("weights", WAYS)
-
-
-@pytest.fixture(autouse=True)
-def fresh_warnings():
-    absorbed_layer.warn_once.cache_clear()
-
-
-@pytest.fixture
-def inputs():
-    return models.prompt()
 
 
 class Packed(nn.Module):

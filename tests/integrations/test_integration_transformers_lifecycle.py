@@ -12,7 +12,6 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 
-from mla_fp8.integrations import absorbed_layer
 from mla_fp8.integrations import transformers as integration
 from mla_fp8.integrations.transformers import disable, enable, enabled
 
@@ -22,16 +21,6 @@ ALL_ABSORBED = 10**6  # prefill_threshold
 @pytest.fixture
 def model():
     return models.build().bfloat16()
-
-
-@pytest.fixture
-def inputs():
-    return models.prompt()
-
-
-@pytest.fixture(autouse=True)
-def fresh_warnings():
-    absorbed_layer.warn_once.cache_clear()
 
 
 def absorbed_layers(model, inputs, monkeypatch) -> int:

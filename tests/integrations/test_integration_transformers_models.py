@@ -16,11 +16,6 @@ from mla_fp8.integrations.transformers import disable, enable
 WAYS = {"fp8": FP8_LOGITS, "unquantized": BF16_LOGITS}
 
 
-@pytest.fixture
-def inputs():
-    return models.prompt()
-
-
 class Ddp(nn.Module):
     """DistributedDataParallel's name for what it wraps."""
 

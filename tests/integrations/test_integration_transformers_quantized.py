@@ -11,11 +11,6 @@ from torch import nn
 from mla_fp8.integrations.transformers import disable, enable
 
 
-@pytest.fixture
-def inputs():
-    return models.prompt()
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["weight_scale_inv", "weight_scale"])
 @pytest.mark.parametrize("one", [False, True], ids=["blocks", "per_tensor"])

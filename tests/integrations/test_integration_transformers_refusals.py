@@ -18,11 +18,6 @@ def model():
     return models.build().bfloat16()
 
 
-@pytest.fixture
-def inputs():
-    return models.prompt()
-
-
 def bad_head_dim(model, monkeypatch):
     return {}, models.build(v_head_dim=64).bfloat16()
 

@@ -10,21 +10,10 @@ from test_integration_transformers import ALL_ABSORBED, BF16_LOGITS, FP8_LOGITS,
 from torch import nn
 from transformers import StaticCache
 
-from mla_fp8.integrations import absorbed_layer
 from mla_fp8.integrations.transformers import enable, refresh
 
 WAYS = {"fp8": FP8_LOGITS, "unquantized": BF16_LOGITS}
 each_way = pytest.mark.parametrize("weights", WAYS)
-
-
-@pytest.fixture(autouse=True)
-def fresh_warnings():
-    absorbed_layer.warn_once.cache_clear()
-
-
-@pytest.fixture
-def inputs():
-    return models.prompt()
 
 
 def new_weights():

@@ -11,11 +11,6 @@ from mla_fp8.integrations.transformers import enable
 WAYS = {"fp8": FP8_LOGITS, "unquantized": BF16_LOGITS}
 
 
-@pytest.fixture
-def inputs():
-    return models.prompt()
-
-
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     two = Ranks("cpu", 2, tmp_path_factory.mktemp("ranks"))

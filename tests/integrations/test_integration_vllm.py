@@ -21,20 +21,7 @@ DONE = "mla_fp8: {} of {} MLA layers run W_UK_T and W_UV from FP8, {:.1f} MB fre
 LAYER_FREED = 2 * HEADS * 128 * RANK * (2 - 1) - 2 * HEADS * 4 * 4  # 16 bits less 8, less the scales
 
 
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch):
-    fake.forget(monkeypatch)
-
-
-@pytest.fixture
-def log(caplog):
-    caplog.set_level(logging.INFO, logger="vllm.mla_fp8")
-    return caplog
-
-
-@pytest.fixture
-def vllm(monkeypatch):
-    return fake.install_with_plugin(monkeypatch)
+pytestmark = pytest.mark.usefixtures("fresh_vllm")
 
 
 def relative(got, want) -> float:

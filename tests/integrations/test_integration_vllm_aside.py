@@ -21,20 +21,7 @@ OURS = "vLLM runs its own products"
 OTHER_NUMBERS = f"W_UK_T differs from kv_b_proj's blocks, in a head by more than {MOST_DIFFERENCE}"
 
 
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch):
-    fake.forget(monkeypatch)
-
-
-@pytest.fixture
-def log(caplog):
-    caplog.set_level(logging.INFO, logger="vllm.mla_fp8")
-    return caplog
-
-
-@pytest.fixture
-def vllm(monkeypatch):
-    return fake.install_with_plugin(monkeypatch)
+pytestmark = pytest.mark.usefixtures("fresh_vllm")
 
 
 def assert_steps_aside(log, layer, reason):

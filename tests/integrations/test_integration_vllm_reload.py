@@ -14,20 +14,7 @@ FAILS = "mla_fp8: its weights are NaN until a reload succeeds, this one failed: 
 REQUANTIZED = 2.0**-4  # half an e4m3 ulp: where the numbers were e4m3 times another scale, all may fall midway
 
 
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch):
-    fake.forget(monkeypatch)
-
-
-@pytest.fixture
-def log(caplog):
-    caplog.set_level(logging.INFO, logger="vllm.mla_fp8")
-    return caplog
-
-
-@pytest.fixture
-def vllm(monkeypatch):
-    return fake.install_with_plugin(monkeypatch)
+pytestmark = pytest.mark.usefixtures("fresh_vllm")
 
 
 @pytest.fixture(params=[False, True], ids=["as loaded", "to powers of two"])
